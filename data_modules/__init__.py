@@ -1,0 +1,1 @@
+"""LightningDataModules: packed pretraining text and chat-templated tuning data."""

@@ -1,0 +1,203 @@
+"""Packed pretraining text as a LightningDataModule (R61).
+
+Every sample is ``context_length`` tokens cut from memory-mapped token files. Which samples make up step s is a pure
+function of (data fingerprint, seed, s): no sampler state, no epoch state, no worker processes (one gather of a batch
+takes microseconds, a worker's hand-over takes milliseconds, measured). A run that resumes at step s reads exactly what
+the unbroken run would have read, on any number of ranks.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import numpy as np
+import torch
+
+from ncvc.model.loss import IGNORE
+from ncvc.preparation import Prepared, Source, open_token_files, prepare
+from ncvc.sampling import SampleOrder
+from ncvc.shards import PackedWindows, TokenFile, data_fingerprint
+from ncvc.tokenizer import Tokenizer
+
+
+class PackedDataModule(lightning.LightningDataModule):
+    """Builds what is missing in ``prepare_data`` and yields micro-batches {"input_ids", "labels", "target_tokens"}.
+
+    ``source`` is one file or folder of text (or ``clinical_samples``); ``sources`` is a mapping from a name to
+    {path, weight, for_tokenizer}: weights are shares of the samples, null keeps natural proportions. ``batch_size`` is
+    the global batch in rows. ``mask_documents`` adds "document_ids", which keep attention inside each document.
+    ``validation_tokens`` bounds the held-out text that is scored each time.
+    """
+
+    def __init__(
+        self,
+        *,
+        home: str,
+        source: str | None,
+        sources: dict | None,
+        tokenizer: dict,
+        analyzer: dict,
+        cleaning: Literal["guarded", "literal"],
+        context_length: int,
+        batch_size: int,
+        micro_batch_size: int,
+        packing: Literal["concatenate", "truncate"],
+        mask_documents: bool,
+        validation_fraction: float,
+        validation_tokens: int,
+        seed: int,
+        text_field: str = "text",
+        workers: int | None = None,
+    ) -> None:
+        super().__init__()
+        named = {"source": {"path": source}} if sources is None else sources
+        self.sources = [Source(name=name, **settings) for name, settings in named.items()]
+        self.home = Path(home).expanduser()
+        self.settings = {
+            "cleaning": cleaning,
+            "analyzer": dict(analyzer),
+            "tokenizer": dict(tokenizer),
+            "validation_fraction": validation_fraction,
+            "text_field": text_field,
+            "seed": seed,
+            "workers": workers or len(os.sched_getaffinity(0)),
+        }
+        self.context_length, self.packing, self.mask_documents = context_length, packing, mask_documents
+        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
+        self.validation_tokens, self.seed = validation_tokens, seed
+        self.prepared: Prepared | None = None
+        self.tokenizer: Tokenizer | None = None
+        self.windows: list[PackedWindows] = []
+        self.validation: dict[str, TokenFile] = {}
+
+    def prepare_data(self) -> None:
+        """Build the segmented text, tokenizer and token files that are missing (one process only)."""
+        if self.prepared is None:
+            self.prepared = prepare(self.sources, home=self.home, **self.settings)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open tokenizer and token files; costs milliseconds once everything is prepared."""
+        if self.windows:
+            return
+        self.prepare_data()
+        self.tokenizer = Tokenizer.load(self.prepared.tokenizer)
+        train = open_token_files(self.prepared.train, tokenizer=self.tokenizer)
+        self.validation = open_token_files(self.prepared.validation, tokenizer=self.tokenizer)
+        self.windows = [
+            PackedWindows(file, context_length=self.context_length, packing=self.packing) for file in train.values()
+        ]
+        weights = [source.weight for source in self.sources]
+        self.order = SampleOrder(
+            sizes=[len(windows) for windows in self.windows],
+            fingerprints=[windows.fingerprint for windows in self.windows],
+            weights=None if all(weight is None for weight in weights) else weights,
+            seed=self.seed,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides which tokens a sample number stands for."""
+        return data_fingerprint(self.windows)
+
+    @property
+    def character_counts(self) -> np.ndarray:
+        """Characters that each token id stands for, [vocab_size]."""
+        return self.tokenizer.character_counts
+
+    @property
+    def train_tokens(self) -> int:
+        """Unique training tokens over all sources."""
+        return sum(windows.token_file.tokens for windows in self.windows)
+
+    def micro_batch(self, step: int, micro_step: int, *, rank: int, world_size: int) -> dict[str, Any]:
+        """Micro-batch ``micro_step`` of optimizer step ``step`` for one rank; tensors are [micro_batch_size, T]."""
+        sources, places = self.order.micro_batch(
+            step,
+            micro_step,
+            rank,
+            batch_size=self.batch_size,
+            world_size=world_size,
+            micro_batch_size=self.micro_batch_size,
+        )
+        rows = np.empty((len(places), self.context_length + 1), dtype=np.int64)
+        for number, windows in enumerate(self.windows):
+            chosen = sources == number
+            if chosen.any():
+                rows[chosen] = windows.gather(places[chosen])
+        return self._batch(torch.from_numpy(rows), target_tokens=self.batch_size * self.context_length)
+
+    def _batch(self, rows: torch.Tensor, *, target_tokens: int) -> dict[str, Any]:
+        batch = {"input_ids": rows[:, :-1], "labels": rows[:, 1:], "target_tokens": target_tokens}
+        if self.mask_documents:
+            batch["document_ids"] = (batch["input_ids"] == self.tokenizer.begin_id).cumsum(dim=1, dtype=torch.int32)
+        return batch
+
+    def train_dataloader(self) -> "StepLoader":
+        """One endless-epoch loader of exactly the run's micro-batches, starting at the trainer's current step."""
+        return StepLoader(self, trainer=self.trainer)
+
+    def val_dataloader(self) -> "HeldOutLoader":
+        """The held-out text in order, each token scored once."""
+        return HeldOutLoader(self, rank=self.trainer.global_rank, world_size=self.trainer.world_size)
+
+    def unigram_bits_per_character(self, *, sample: int = 50_000_000) -> float:
+        """Bits per character of a unigram model of the training tokens on the held-out text: the floor to beat.
+
+        Add-one smoothed counts of at most ``sample`` training tokens over the same ids.
+        """
+        vocab = self.tokenizer.vocab_size
+        counts = np.ones(vocab)
+        for windows in self.windows:
+            counts += np.bincount(windows.token_file.tokens_array[:sample], minlength=vocab)
+        bits = -np.log2(counts / counts.sum())
+        held_out = np.concatenate([np.asarray(file.tokens_array[1:]) for file in self.validation.values()])
+        held_out = held_out[: self.validation_tokens]
+        return float(bits[held_out].sum() / max(1, self.character_counts[held_out].sum()))
+
+
+class StepLoader:
+    """Iterable over the micro-batches of a run for one rank; ``len`` is their number in the whole run."""
+
+    def __init__(self, data: PackedDataModule, *, trainer: lightning.Trainer) -> None:
+        self.data, self.trainer = data, trainer
+
+    def __len__(self) -> int:
+        return self.trainer.max_steps * self.trainer.accumulate_grad_batches
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        for step in range(self.trainer.global_step, self.trainer.max_steps):
+            for micro_step in range(self.trainer.accumulate_grad_batches):
+                yield self.data.micro_batch(step, micro_step, rank=rank, world_size=world_size)
+
+
+class HeldOutLoader:
+    """Windows over the held-out tokens in order, every rank taking its share; the last one is padded with ``IGNORE``."""
+
+    def __init__(self, data: PackedDataModule, *, rank: int, world_size: int) -> None:
+        self.data = data
+        length = data.context_length
+        self.places: list[tuple[np.ndarray, int]] = []
+        for file in data.validation.values():
+            tokens = file.tokens_array
+            scored = min(len(tokens) - 1, data.validation_tokens // len(data.validation))
+            self.places += [(tokens[: scored + 1], start) for start in range(0, scored, length)]
+        self.places = self.places[rank::world_size]
+
+    def __len__(self) -> int:
+        return -(-len(self.places) // self.data.micro_batch_size)
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        length, size = self.data.context_length, self.data.micro_batch_size
+        for first in range(0, len(self.places), size):
+            places = self.places[first : first + size]
+            rows = torch.full((len(places), length + 1), self.data.tokenizer.end_id, dtype=torch.int64)
+            labels = torch.full((len(places), length), IGNORE, dtype=torch.int64)
+            for number, (tokens, start) in enumerate(places):
+                cut = torch.from_numpy(np.asarray(tokens[start : start + length + 1], dtype=np.int64))
+                rows[number, : len(cut)] = cut
+                labels[number, : len(cut) - 1] = cut[1:]
+            batch = self.data._batch(rows, target_tokens=int((labels >= 0).sum()))
+            yield {**batch, "labels": labels}

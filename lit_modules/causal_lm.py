@@ -1,0 +1,129 @@
+"""The LightningModule: one network, next-token loss over the whole global batch, one optimizer, one schedule.
+
+The loss of an optimizer step is the mean over all target tokens of the global batch, however it is cut into ranks and
+micro-batches: each micro-batch contributes its sum over the global count (batches carry it as ``target_tokens``), so
+8 x 1 equals 1 x 8 also when rows have unequal numbers of targets. Works unchanged for packed text and for chats.
+
+Dropout is a function of (seed, step, micro-batch, rank): the generator is set before every micro-batch, so a resumed run
+draws the same masks. Held-out loss is reported as nats per token and as bits per character, which does not depend on the
+tokenizer. Nothing here waits for the device except at logging steps.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lit_modules.strategies import gradient_norm_of
+from ncvc.model.transformer import ModelConfig, Transformer
+from ncvc.randomness import mix
+
+
+class CausalLM(lightning.LightningModule):
+    """Trains a ``Transformer``; batches are {"input_ids", "labels", "target_tokens"} and, where masked, "document_ids".
+
+    ``optimizer`` takes the network, ``schedule`` takes the optimizer; both come as partials from the configuration.
+    ``seed`` decides the initial weights and dropout. ``compile_blocks`` runs each layer through ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: ModelConfig,
+        optimizer: Callable[[nn.Module], Optimizer],
+        schedule: Callable[[Optimizer], LRScheduler],
+        seed: int = 0,
+        activation_checkpointing: bool = False,
+        compile_blocks: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = Transformer(model, seed=seed, activation_checkpointing=activation_checkpointing)
+        if compile_blocks:  # blocks, never the LightningModule: self.log inside a compiled module breaks
+            for layer in self.network.layers:
+                layer.compile(dynamic=False)
+        self.make_optimizer, self.make_schedule, self.seed = optimizer, schedule, seed
+        self.gradient_norm: torch.Tensor | float | None = None
+        self.loss_sum: torch.Tensor | float = 0.0  # no buffer: DeepSpeed would cast it to bf16
+        self.tokens_in_sum = 0
+        self.tokens_per_step = 0
+        self._held_out = torch.zeros(3, dtype=torch.float64)  # nats, tokens, characters
+        self.held_out: dict[str, float] = {}
+        self.character_counts: torch.Tensor | None = None
+
+    def setup(self, stage: str) -> None:
+        counts = self.trainer.datamodule.character_counts
+        self.character_counts = torch.as_tensor(counts, dtype=torch.int32)
+
+    def training_step(self, batch: Mapping[str, Any], batch_index: int) -> torch.Tensor:
+        """Share of this micro-batch in the mean loss of the global batch, scaled for Lightning's own averaging."""
+        ranks, accumulated = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        torch.manual_seed(mix(self.seed, self.trainer.global_step, batch_index % accumulated, self.global_rank) >> 1)
+        loss = self.network.loss(batch["input_ids"], batch["labels"], document_ids=batch.get("document_ids"))
+        self.loss_sum = self.loss_sum + loss.detach().double()
+        self.tokens_in_sum += batch["target_tokens"] if (batch_index + 1) % accumulated == 0 else 0
+        self.tokens_per_step = batch["target_tokens"]
+        return loss * (ranks * accumulated / batch["target_tokens"])
+
+    def mean_loss(self) -> float:
+        """Mean loss in nats per token over all ranks since the last call; every rank must call it (one small reduce)."""
+        mean = float(self.trainer.strategy.reduce(self.loss_sum, reduce_op="sum")) / max(1, self.tokens_in_sum)
+        self.loss_sum, self.tokens_in_sum = 0.0, 0
+        return mean
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by global norm and keep the norm before clipping for the log (R67)."""
+        parameters = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
+        limit = math.inf if gradient_clip_val is None else gradient_clip_val
+        self.gradient_norm = nn.utils.clip_grad_norm_(parameters, limit)
+
+    def last_gradient_norm(self) -> float:
+        """Global gradient norm of the last update before clipping; waits for the device."""
+        norm = gradient_norm_of(self.trainer.strategy)
+        if norm is None:
+            norm = self.gradient_norm
+        return math.nan if norm is None else float(norm)
+
+    def on_train_batch_end(self, outputs: Any, batch: Mapping[str, Any], batch_index: int) -> None:
+        """Ask Lightning to validate after the last step too, whatever the validation interval."""
+        if self.trainer.global_step >= self.trainer.max_steps:
+            self.trainer.should_stop = True
+
+    def on_validation_epoch_start(self) -> None:
+        self._held_out = torch.zeros(3, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: Mapping[str, Any], batch_index: int) -> None:
+        """Add up nats, predicted tokens and the characters they stand for."""
+        labels = batch["labels"]
+        losses = self.network.token_losses(batch["input_ids"], labels, document_ids=batch.get("document_ids"))
+        counted = labels >= 0
+        characters = self.character_counts.to(labels.device)[labels.where(counted, 0)].where(counted, 0)
+        self._held_out += torch.stack((losses.sum(dtype=torch.float64), counted.sum(), characters.sum())).double()
+
+    def on_validation_epoch_end(self) -> None:
+        """Reduce over ranks; log nats per token and bits per character of the held-out text."""
+        nats, tokens, characters = self.trainer.strategy.reduce(self._held_out, reduce_op="sum").tolist()
+        self.held_out = {
+            "held_out/nats_per_token": nats / max(1.0, tokens),
+            "held_out/bits_per_character": nats / math.log(2) / max(1.0, characters),
+        }
+        if self.logger is not None:
+            self.logger.log_metrics(self.held_out, step=self.trainer.global_step)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = self.make_optimizer(self.network)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.make_schedule(optimizer), "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
+        """Step without a metric; overridden so that any scheduler class is accepted."""
+        scheduler.step()

@@ -1,0 +1,313 @@
+"""What a composed configuration may hold, checked before any work starts, with every problem told at once.
+
+Hydra merges files without knowing which keys mean something: ``sed: 7`` in an experiment would train silently with the
+old seed. Here every root key is held against ``TrainConfig``, every node with a ``_target_`` against the signature of
+what it names, and the figures against each other. Costs the imports that training needs anyway; starts nothing.
+"""
+
+import contextlib
+import difflib
+import functools
+import importlib
+import inspect
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONF_DIRECTORY = Path(__file__).resolve().parent.parent / "conf"
+_HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Root keys of ``conf/train.yaml`` and ``conf/bench.yaml``; the groups are typed by what their ``_target_`` names."""
+
+    name: str
+    seed: int
+    validate_every: int
+    paths: dict
+    model: dict
+    tokenizer: dict
+    analyzer: dict
+    data: dict
+    optimizer: dict
+    schedule: dict
+    module: dict
+    trainer: dict
+    callbacks: dict | None
+    logger: dict | None
+    bench: dict | None = None
+
+
+def register_resolvers() -> None:
+    """Make ``${accumulation:...}`` and ``${product:...}`` known to OmegaConf; safe to call more than once."""
+    OmegaConf.register_new_resolver("accumulation", accumulation, replace=True)
+    OmegaConf.register_new_resolver("product", lambda *factors: _product(factors), replace=True)
+
+
+def _product(factors: tuple[int, ...]) -> int:
+    result = 1
+    for factor in factors:
+        result *= factor
+    return result
+
+
+def accumulation(batch_size: int, micro_batch_size: int, devices: Any, num_nodes: int) -> int:
+    """Micro-batches per optimizer step: batch / (micro-batch x devices x nodes), which must come out whole (R58)."""
+    if not isinstance(devices, int) or devices < 1:
+        raise ValueError(
+            f"trainer.devices={devices!r} leaves the number of micro-batches open; set a whole number of devices."
+        )
+    parallel = micro_batch_size * devices * num_nodes
+    if batch_size < 1 or parallel < 1 or batch_size % parallel:
+        raise ValueError(
+            f"data.batch_size={batch_size} is not a multiple of data.micro_batch_size={micro_batch_size} x "
+            f"trainer.devices={devices} x trainer.num_nodes={num_nodes} = {parallel}; set data.batch_size to a multiple "
+            f"of {parallel}, or change the other three."
+        )
+    return batch_size // parallel
+
+
+def problems_of(config: DictConfig) -> list[str]:
+    """Every problem of a composed configuration, one message each: what was set, why it cannot be, what to set."""
+    register_resolvers()
+    found = list(_root_problems(config))
+    for path, node in _nodes(config, ""):
+        found += _node_problems(path, node)
+    for group in ("callbacks", "logger"):
+        for name, entry in (_plain(config, group) or {}).items():
+            if entry is not None and (not isinstance(entry, Mapping) or "_target_" not in entry):
+                found.append(f"{group}.{name}: has no _target_, so it would be ignored; name its class or set it to null.")
+    told = {text.partition(": ")[2]: text for text in reversed([*found, *_cross_problems(config)])}
+    return list(reversed(told.values()))  # one refusing resolver stops every key that uses it: told once
+
+
+def _plain(config: DictConfig, key: str) -> Any:
+    node = config.get(key)
+    return OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig | ListConfig) else node
+
+
+def _root_problems(config: DictConfig) -> Iterator[str]:
+    known = {field.name: field.type for field in fields(TrainConfig)}
+    for key in config:
+        if OmegaConf.is_missing(config, key):
+            yield f"{key}: a value is needed and none is set; set {key}=..."
+        elif key not in known:
+            yield f"{key}: no such key at the root of the configuration{_suggestion(str(key), known)}"
+        elif not OmegaConf.is_interpolation(config, key):
+            value = _plain(config, str(key))
+            if not _fits(value, known[key]):
+                yield f"{key}={value!r}: must be {_words(known[key])}."
+
+
+def _suggestion(key: str, known: typing.Iterable[str]) -> str:
+    names = sorted(known)
+    close = difflib.get_close_matches(key, names, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(names)}."
+
+
+def _nodes(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
+    """Every mapping of the tree with its dotted path, the root left out."""
+    if not isinstance(node, DictConfig | ListConfig) or node._is_none() or node._is_missing():
+        return
+    keys = list(node.keys()) if isinstance(node, DictConfig) else list(range(len(node)))
+    if isinstance(node, DictConfig) and path:
+        yield path, node
+    for key in keys:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig | ListConfig):
+            yield from _nodes(child, f"{path}.{key}" if path else str(key))
+
+
+def _node_problems(path: str, node: DictConfig) -> list[str]:
+    """Problems of one mapping: values that do not resolve, and keys, gaps and types against its target's signature."""
+    found, values = [], {}
+    for key in node:
+        if OmegaConf.is_missing(node, key):
+            found.append(f"{path}.{key}: a value is needed and none is set; set {path}.{key}=...")
+            continue
+        try:
+            values[str(key)] = node[key]
+        except OmegaConfBaseException as error:  # a resolver refused, or an interpolation leads nowhere
+            found.append(f"{path}.{key}: {_first_line(error)}")
+    if "_target_" not in node or not isinstance(values.get("_target_"), str):
+        return found
+    try:
+        module, _, name = values["_target_"].rpartition(".")
+        target = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        return [*found, f"{path}._target_={values['_target_']}: cannot be imported ({_first_line(error)})."]
+    parameters = inspect.signature(target).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return found
+    hints = _hints(target)
+    for key, value in values.items():
+        if key in _HYDRA_KEYS:
+            continue
+        if key not in parameters:
+            found.append(f"{path}.{key}: {values['_target_']} has no such setting{_suggestion(key, parameters)}")
+        elif OmegaConf.is_interpolation(node, key):
+            continue  # told where the value is set
+        elif key in hints and not isinstance(value, DictConfig) and not _fits(_unwrapped(value), hints[key]):
+            found.append(f"{path}.{key}={_unwrapped(value)!r}: must be {_words(hints[key])}.")
+    if not values.get("_partial_"):
+        given = set(values) | {str(key) for key in node}
+        for name, parameter in parameters.items():
+            if parameter.default is parameter.empty and name not in given and parameter.kind is parameter.KEYWORD_ONLY:
+                found.append(f"{path}.{name}: needed by {values['_target_']} and not set; set {path}.{name}=...")
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = lines[0]
+    marker = "raised while resolving interpolation: "
+    return text.split(marker, 1)[1] if marker in text else text
+
+
+def _unwrapped(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """Type hints of our own constructors; foreign ones are too loose or too clever to hold a value against."""
+    if not getattr(target, "__module__", "").startswith(("ncvc", "data_modules", "lit_modules")):
+        return {}
+    return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether ``value`` may stand where ``hint`` is asked; what the hint leaves open is accepted."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if hint is type(None):
+        return value is None
+    if hint in (int, float, bool, str):
+        exact = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}[hint]
+        return isinstance(value, exact) and (hint is bool or not isinstance(value, bool))
+    if hint is Path:
+        return isinstance(value, str | Path)
+    if (origin or hint) in (list, tuple):
+        wanted = [argument for argument in arguments if argument is not Ellipsis]
+        items_fit = isinstance(value, list | tuple) and (
+            not wanted
+            or all(_fits(item, wanted[min(place, len(wanted) - 1)]) for place, item in enumerate(value))
+        )
+        fixed = (origin or hint) is tuple and arguments and Ellipsis not in arguments
+        return items_fit and (not fixed or len(value) == len(arguments))
+    if (origin or hint) in (dict, Mapping):
+        return isinstance(value, Mapping)
+    return True
+
+
+def _words(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_words(argument) for argument in arguments)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(repr(argument) for argument in arguments)
+    if (origin or hint) in (list, tuple):
+        return "a list" if not arguments else f"a list of {_words(arguments[0]).removeprefix('a ')}s"
+    if (origin or hint) is dict:
+        return "a group of settings"
+    return "null" if hint is type(None) else names.get(hint, str(hint))
+
+
+def _cross_problems(config: DictConfig) -> list[str]:
+    """Figures that are fine alone and impossible together; parts that are broken by themselves are passed over."""
+    from ncvc.model.transformer import ModelConfig
+
+    found = []
+    model = {key: value for key, value in _readable(config, "model").items() if key not in _HYDRA_KEYS}
+    hints = _hints(ModelConfig)
+    if set(hints) - {"return"} == set(model) and all(_fits(value, hints[key]) for key, value in model.items()):
+        found += ModelConfig.problems(model)
+    every = config.get("validate_every")
+    if isinstance(every, int) and every < 1:
+        found.append(f"validate_every={every}: must be at least 1 optimizer step.")
+    steps, warmup = _readable(config, "trainer").get("max_steps"), _readable(config, "schedule").get("warmup_steps")
+    if isinstance(steps, int) and steps < 1:
+        found.append(f"trainer.max_steps={steps}: a run has at least one optimizer step; set it to 1 or more.")
+    elif isinstance(steps, int) and isinstance(warmup, int) and warmup >= steps:
+        found.append(
+            f"schedule.warmup_steps={warmup} does not fit into trainer.max_steps={steps}; set schedule.warmup_steps below."
+        )
+    data = _readable(config, "data")
+    if data.get("source") is None and data.get("sources") is None:
+        found.append(
+            "data.source is not set: name a file or folder of text (txt, jsonl, parquet), or data.source=clinical_samples."
+        )
+    elif data.get("source") is not None and data.get("sources") is not None:
+        found.append("data.source and data.sources are both set; keep one (data.sources=null or data.source=null).")
+    fraction = data.get("validation_fraction")
+    if isinstance(fraction, int | float) and not 0 < fraction < 1:
+        found.append(f"data.validation_fraction={fraction}: must lie between 0 and 1, both excluded; 0.01 holds out 1%.")
+    return found
+
+
+def _readable(config: DictConfig, key: str) -> dict[str, Any]:
+    """The values of a group that are set and resolve; what does not has its own message already."""
+    group, values = config.get(key), {}
+    for name in group if isinstance(group, DictConfig) else ():
+        if not OmegaConf.is_missing(group, name):
+            with contextlib.suppress(OmegaConfBaseException):
+                values[str(name)] = _unwrapped(group[name])
+    return values
+
+
+def check(config: DictConfig) -> None:
+    """Raise one ``ValueError`` that lists every problem of ``config``."""
+    if found := problems_of(config):
+        raise ValueError(as_message(found))
+
+
+def as_message(found: list[str]) -> str:
+    """The problems as one numbered message."""
+    noun = "problem" if len(found) == 1 else "problems"
+    return "\n".join([f"{len(found)} {noun} in the configuration:", *(f"  {n}. {text}" for n, text in enumerate(found, 1))])
+
+
+def run(task: Callable[[DictConfig], Any], *, config_name: str, arguments: list[str] | None = None) -> None:
+    """Start ``task`` under Hydra with this configuration, after telling all problems of the command line at once."""
+    import hydra
+
+    from ncvc.command_line import problems_of_command_line
+
+    register_resolvers()
+    if arguments is not None:
+        sys.argv = [sys.argv[0], *arguments]
+    if found := problems_of_command_line(sys.argv[1:], config_name=config_name):
+        print(as_message(found), file=sys.stderr)
+        raise SystemExit(2)
+    hydra.main(version_base="1.3", config_path=str(CONF_DIRECTORY), config_name=config_name)(_plainly(task))()
+
+
+def _plainly(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """``task`` with errors that are the user's to mend told as one message; the trace goes to the run's folder."""
+
+    @functools.wraps(task)
+    def told(config: DictConfig) -> Any:
+        try:
+            return task(config)
+        except (ValueError, OSError) as error:
+            from hydra.core.hydra_config import HydraConfig
+
+            trace = Path(HydraConfig.get().runtime.output_dir) / "error.txt"
+            trace.parent.mkdir(parents=True, exist_ok=True)
+            trace.write_text(traceback.format_exc(), encoding="utf-8")
+            print(f"error: {error}\n(the trace is in {trace})", file=sys.stderr)
+            raise SystemExit(1) from error
+
+    return told

@@ -1,0 +1,1 @@
+"""Raw text to clean documents: readers, cleaning and what follows them."""

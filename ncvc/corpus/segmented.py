@@ -1,0 +1,530 @@
+"""The segmented store: a source cleaned and cut into words once, for fitting tokenizers and packing tokens.
+
+A folder with documents-00000.jsonl, ... (one {"id", "words"} a line; `words` is the cleaned text with one
+space between words and a newline between lines) and manifest.json: counts, the rows left out by reason with
+samples, the identities of cleaner and analyzer, the fingerprint of the source, and the sha256 of every file.
+The bytes are the same for any number of workers.
+
+Cost: morphological analysis decides it, about 1.2 MB of text per second and core with Sudachi; the store
+takes about 1.2x the text on disk. Memory is flat: at most two batches of 200,000 characters per worker are
+under way.
+Interrupted or failed runs leave the old store as it was; the next run removes what they left behind.
+Does not: deduplicate, filter by quality, or continue a half-finished run.
+
+The lower half of the file, which the token files use too: folders that appear whole or not at all, disk
+space, file hashes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import types
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from ncvc.corpus.cleaning import Cleaner
+from ncvc.corpus.documents import Document
+from ncvc.corpus.readers import ReadProblem, find_source_files, read_documents, source_fingerprint
+from ncvc.morphology import Analyzer, analyzer_from_identity
+from ncvc.tokenizer import segment_text
+
+FORMAT, VERSION = "ncvc-segmented", 1
+NOTHING_LEFT = "nothing left after cleaning"
+NOT_ANALYSED = "cleaning or analysis failed"
+
+_BATCH_CHARACTERS = 200_000  # about 0.5 MB of Japanese UTF-8
+_FILE_BYTES = 1 << 29
+_SMALL_SOURCE_BYTES = 1 << 20  # below this, starting processes costs more than it saves
+_PROBLEM_SAMPLES = 20
+_STORE_PER_SOURCE_BYTE = {".txt": 1.3, ".jsonl": 1.3, ".parquet": 3.0}  # the rest is compressed text: 4
+_EDGE_BYTES = 1 << 20
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentedDocument:
+    """A cleaned document with one space between words, a newline between lines, and no other space."""
+
+    words: str
+    id: str
+
+    @property
+    def cleaned(self) -> str:
+        """The cleaned text: the words without the spaces between them."""
+        return self.words.replace(" ", "")
+
+
+@dataclass(frozen=True)
+class SegmentedCorpus:
+    """A finished store; made by `segment_source` and `open_segmented`."""
+
+    directory: Path
+    manifest: dict[str, Any]
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in the store."""
+        return self.manifest["documents"]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the cleaned text in UTF-8."""
+        return self.manifest["bytes"]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over what decides the words: the files' hashes, cleaner and analyzer."""
+        keys = ("format", "version", "cleaner", "analyzer", "files")
+        return hash_json({key: self.manifest[key] for key in keys})
+
+    def documents(self) -> Iterator[SegmentedDocument]:
+        """The documents in source order."""
+        for name in self.manifest["files"]:
+            with (self.directory / name).open(encoding="utf-8", newline="\n") as handle:
+                for line in handle:
+                    yield SegmentedDocument(**json.loads(line))
+
+    def texts(self) -> Iterator[str]:
+        """The segmented texts alone, as `Tokenizer.train` takes them."""
+        return (document.words for document in self.documents())
+
+
+def open_segmented(directory: Path, *, verify: bool = False) -> SegmentedCorpus:
+    """Open a store; refuses foreign, incomplete and altered ones by name (`verify` reads every byte)."""
+    directory = Path(directory)
+    manifest = read_manifest(directory, manifest_format=FORMAT, version=VERSION)
+    for name, record in manifest["files"].items():
+        check_file(directory / name, record, verify=verify)
+    return SegmentedCorpus(directory, manifest)
+
+
+def segment_source(
+    source: Path,
+    *,
+    output: Path,
+    cleaner: Cleaner,
+    analyzer_identity: Mapping[str, str],
+    text_field: str = "text",
+    workers: int = 1,
+    progress: bool = True,
+) -> SegmentedCorpus:
+    """Read, clean and segment `source` into the store `output` (replaced as a whole if it is there).
+
+    `workers` processes analyse; 1 (or a source below 1 MiB) analyses in this process. Documents that clean to
+    nothing are left out and counted. Raises the readers' errors, ValueError for an analyzer that cannot be
+    rebuilt here or a source of which nothing is left, FileExistsError if `output` is something else, OSError
+    (ENOSPC and the like) when the disk is full.
+    """
+    source, output = Path(source), Path(output)
+    if workers < 1:
+        raise ValueError(f"data.workers={workers}: at least one process must do the work; set 1 or more")
+    files, _ = find_source_files(source)
+    source_bytes = sum(file.num_bytes for file in files)
+    needed = sum(int(file.num_bytes * _STORE_PER_SOURCE_BYTE.get(file.kind, 4.0)) for file in files)
+    require_free_space(output, needed, what=f"the cleaned and segmented text of data.source={source}")
+    analyzer_from_identity(analyzer_identity)  # fails here, with its reason, rather than in a worker
+    problems = _ProblemLog()
+    position = 0
+
+    def read_so_far(num_bytes: int) -> None:
+        nonlocal position
+        position = num_bytes
+
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "source_fingerprint": source_fingerprint(source, progress=progress and source_bytes > 1 << 28),
+        "text_field": text_field,
+        "cleaner": dict(cleaner.identity),
+        "analyzer": dict(analyzer_identity),
+    }
+    documents = read_documents(
+        source, text_field=text_field, on_problem=problems.add, on_progress=read_so_far
+    )
+    batches = ((batch, position) for batch in _batches(documents))
+    if source_bytes < _SMALL_SOURCE_BYTES:
+        workers = 1
+    bar = tqdm(total=source_bytes, desc="clean and segment", unit="B", unit_scale=True, disable=not progress)
+    with (
+        atomic_directory(output, manifest_format=FORMAT) as partial,
+        contextlib.closing(_analysed(batches, cleaner, dict(analyzer_identity), workers)) as results,
+        bar,
+    ):
+        manifest |= _write_store(partial, results, problems, bar)
+        if manifest["documents"] == 0:
+            raise ValueError(f"data.source={source}: no document is left after cleaning: {problems}")
+        write_manifest(partial, manifest)
+    if manifest["problems"]:
+        logger.warning(
+            "data.source=%s: %d documents kept; left out: %s", source, manifest["documents"], problems
+        )
+    return SegmentedCorpus(output, manifest)
+
+
+def _write_store(
+    directory: Path, results: Iterable[tuple[_Analysed, int]], problems: _ProblemLog, bar: tqdm
+) -> dict[str, Any]:
+    """Write analysed batches into document files; returns their part of the manifest."""
+    writer = _RollingWriter(directory)
+    documents = characters = num_bytes = 0
+    for result, read in results:
+        writer.write(result.lines)
+        for problem in result.problems:
+            problems.add(problem)
+        documents += result.documents
+        characters += result.characters
+        num_bytes += result.num_bytes
+        bar.update(read - bar.n)
+    bar.update(bar.total - bar.n)
+    return {
+        "documents": documents,
+        "characters": characters,
+        "bytes": num_bytes,
+        "problems": problems.as_dict(),
+        "files": writer.close(),
+    }
+
+
+class _ProblemLog:
+    """Counts of what was left out, by reason, with the first few of each."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.samples: dict[str, list[ReadProblem]] = {}
+
+    def add(self, problem: ReadProblem) -> None:
+        self.counts[problem.reason] = self.counts.get(problem.reason, 0) + 1
+        samples = self.samples.setdefault(problem.reason, [])
+        if len(samples) < _PROBLEM_SAMPLES:
+            samples.append(problem)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            reason: {
+                "count": self.counts[reason],
+                "samples": [{"file": p.file, "row": p.row, "detail": p.detail} for p in self.samples[reason]],
+            }
+            for reason in sorted(self.counts)
+        }
+
+    def __str__(self) -> str:
+        return "; ".join(f"{self.counts[r]} x {r}, first {self.samples[r][0]}" for r in sorted(self.counts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Analysed:
+    lines: bytes
+    documents: int
+    characters: int
+    num_bytes: int
+    problems: list[ReadProblem]
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch, size = [], 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _analyse(batch: list[Document], cleaner: Cleaner, analyzer: Analyzer) -> _Analysed:
+    lines, problems = [], []
+    characters = num_bytes = 0
+    for document in batch:
+        try:
+            cleaned = cleaner(document.text)
+            words = segment_text(cleaned, analyzer=analyzer)
+        except MemoryError:
+            raise
+        except Exception as error:  # one document must not cost the hours spent on the others
+            problems.append(ReadProblem(document.id, None, NOT_ANALYSED, f"{type(error).__name__}: {error}"))
+            continue
+        if not words:
+            problems.append(
+                ReadProblem(document.id, None, NOTHING_LEFT, f"{len(document.text)} raw characters")
+            )
+            continue
+        if words.replace(" ", "") != cleaned:
+            raise RuntimeError(f"analyzer {analyzer.identity} altered the text of document {document.id!r}")
+        lines.append(json.dumps({"id": document.id, "words": words}, ensure_ascii=False).encode())
+        characters += len(cleaned)
+        num_bytes += len(cleaned.encode())
+    data = b"".join(line + b"\n" for line in lines)
+    return _Analysed(data, len(lines), characters, num_bytes, problems)
+
+
+_worker: tuple[Cleaner, Analyzer]  # what one worker process analyses with; set once when it starts
+
+
+def _start_worker(cleaner: Cleaner, identity: dict[str, str]) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _worker = (cleaner, analyzer_from_identity(identity))
+
+
+def _exit_with_parent() -> None:
+    """Wait until the process that started this one has ended, killed or not, and end too."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _analyse_in_worker(batch: list[Document]) -> _Analysed:
+    return _analyse(batch, *_worker)
+
+
+def _analysed(
+    batches: Iterator[tuple[list[Document], int]], cleaner: Cleaner, identity: dict[str, str], workers: int
+) -> Generator[tuple[_Analysed, int], None, None]:
+    """Analysed batches in order, each with the source bytes read when it was cut."""
+    if workers == 1:
+        analyzer = analyzer_from_identity(identity)
+        for batch, position in batches:
+            yield _analyse(batch, cleaner, analyzer), position
+        return
+    # Never fork: this process may run threads. Other platforms' default is spawn.
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    pool = ProcessPoolExecutor(
+        max_workers=workers,
+        mp_context=multiprocessing.get_context(method),
+        initializer=_start_worker,
+        initargs=(cleaner, identity),
+    )
+    under_way: deque[tuple[Future[_Analysed], int]] = deque()
+    try:
+        for batch, position in batches:
+            with _without_main_module():
+                under_way.append((pool.submit(_analyse_in_worker, batch), position))
+            if len(under_way) > 2 * workers:
+                future, read = under_way.popleft()
+                yield future.result(), read
+        for future, read in under_way:
+            yield future.result(), read
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            f"one of data.workers={workers} analysing processes died (killed for memory?); set data.workers "
+            "lower"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Hide the running program while a worker starts, which would else import all of it, torch included."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+class _RollingWriter:
+    """Writes lines into documents-00000.jsonl and on, a new file after every 512 MiB."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._paths: list[Path] = []
+        self._handle: IO[bytes] | None = None
+
+    def write(self, lines: bytes) -> None:
+        if self._handle is None or self._handle.tell() >= _FILE_BYTES:
+            self._finish()
+            self._paths.append(self._directory / f"documents-{len(self._paths):05d}.jsonl")
+            self._handle = self._paths[-1].open("wb")
+        self._handle.write(lines)
+
+    def close(self) -> dict[str, dict[str, Any]]:
+        self._finish()
+        return {path.name: file_record(path) for path in self._paths}
+
+    def _finish(self) -> None:
+        if self._handle is not None:
+            self._handle.close()
+            self._handle = None
+
+
+# ---- Folders that appear whole or not at all, disk space, hashes ----
+
+
+@contextlib.contextmanager
+def atomic_directory(output: Path, *, manifest_format: str) -> Iterator[Path]:
+    """Give an empty folder `<output>.partial-<pid>` to fill; on success it is renamed to `output`.
+
+    Its files are synced to disk first. On an exception it is removed and `output` stays as it was. A killed
+    run leaves its folder behind for the next run to remove (a lock that dies with the process tells the dead
+    from the living). Replaces only folders of `manifest_format`.
+    """
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(output)
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        try:
+            read_manifest(output, manifest_format=manifest_format, version=None)
+        except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+            raise FileExistsError(
+                f"{output} is in the way and will not be replaced, for it was not made by ncvc: {error}. "
+                "Move it, or set another output folder"
+            ) from error
+    partial = output.with_name(f"{output.name}.partial-{os.getpid()}")
+    partial.mkdir()
+    lock = (partial / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield partial
+        for path in [*partial.rglob("*"), partial]:
+            _sync(path)
+        old = output.with_name(f"{output.name}.old-{os.getpid()}")
+        if output.exists():
+            output.rename(old)
+        partial.rename(output)
+        (output / ".lock").unlink()
+        _sync(output.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        free = shutil.disk_usage(output.parent).free
+        raise OSError(
+            error.errno,
+            f"writing {output} failed: {error.strerror} ({free:,} bytes free on that disk). The unfinished "
+            "part is removed and what was there before is untouched. Free some space, lift the limit, or "
+            "set NCVC_HOME to a folder on a larger disk",
+        ) from error
+    finally:
+        lock.close()
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_leftovers(output: Path) -> None:
+    """Undo what killed runs left: restore an old folder that was moved aside, remove unfinished ones."""
+    for path in sorted(output.parent.iterdir()):
+        if path.name.startswith(f"{output.name}.old-"):
+            if output.exists():
+                shutil.rmtree(path)
+            else:
+                path.rename(output)
+        elif path.name.startswith(f"{output.name}.partial-"):
+            try:
+                with (path / ".lock").open("r+") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # another run is writing it
+            except FileNotFoundError:
+                pass
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def require_free_space(output: Path, num_bytes: int, *, what: str) -> None:
+    """Raise OSError (ENOSPC) before any work if the disk of `output` has fewer than `num_bytes` free."""
+    folder = Path(output).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"{what} needs about {num_bytes:,} bytes in {output}, but that disk has {free:,} free. Free "
+            "some space, or set NCVC_HOME to a folder on a larger disk",
+        )
+
+
+def hash_json(value: object) -> str:
+    """sha256 of the canonical JSON of `value`."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_record(path: Path) -> dict[str, Any]:
+    """Size, sha256, and the sha256 of the first and last MiB alone: what `check_file` compares."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest(), "edges_sha256": _edges(path)}
+
+
+def _edges(path: Path) -> str:
+    with path.open("rb") as handle:
+        data = handle.read(_EDGE_BYTES)
+        handle.seek(max(0, path.stat().st_size - _EDGE_BYTES))
+        return hashlib.sha256(data + handle.read()).hexdigest()
+
+
+def check_file(path: Path, record: Mapping[str, Any], *, verify: bool) -> None:
+    """Raise if the file is missing, of another size, or altered (at its edges; with `verify` anywhere)."""
+    cure = "remove its folder and prepare the data again"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing, though the manifest beside it lists it; {cure}")
+    size = path.stat().st_size
+    if size != record["bytes"]:
+        what = "truncated" if size < record["bytes"] else "longer than it was written"
+        raise ValueError(f"{path} is {what}: {size:,} bytes, the manifest says {record['bytes']:,}; {cure}")
+    if _edges(path) != record["edges_sha256"] or (verify and file_record(path)["sha256"] != record["sha256"]):
+        raise ValueError(
+            f"{path} was altered after it was written (its sha256 is not the manifest's); {cure}"
+        )
+
+
+def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Write manifest.json, readable and the same bytes for the same content."""
+    text = json.dumps(manifest, ensure_ascii=False, indent=1)
+    (directory / "manifest.json").write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(directory: Path, *, manifest_format: str, version: int | None) -> dict[str, Any]:
+    """Read manifest.json and check that it is of this format and version (None: any version)."""
+    path = directory / "manifest.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{directory} is not a finished folder of format {manifest_format}: it has no manifest.json; "
+            "set the folder that ncvc wrote, or prepare the data again"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        found, found_version = manifest["format"], manifest["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a manifest of ncvc ({type(error).__name__}: {error}); set another folder"
+        ) from error
+    if found != manifest_format or (version is not None and found_version != version):
+        raise ValueError(
+            f"{path} is of format {found!r} version {found_version}, but {manifest_format!r} version "
+            f"{version} is read here; set another folder, or prepare the data again with this version of "
+            "ncvc"
+        )
+    return manifest

@@ -1,0 +1,105 @@
+"""Facts about the machine and the code that a run ran on, and the peak that its MFU is measured against."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ncvc.planning import PEAK_TFLOPS
+
+RECORDED_PACKAGES = (
+    "torch", "lightning", "deepspeed", "hydra-core", "omegaconf", "tokenizers", "sudachipy", "sudachidict-core",
+    "torchmetrics", "tensorboard", "numpy", "safetensors", "flash-attn",
+)  # fmt: skip
+
+
+def peak_of_this_machine(device: torch.device, *, given: float | None = None) -> tuple[float, str]:
+    """(TFLOP/s of one device, name of the figure): the given one, a known GPU's data sheet, else a measured product.
+
+    The measurement is a square fp32 product, best of five, about 0.2 s on a CPU.
+    """
+    if given is not None:
+        return given, "the peak set in the configuration"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    for known, peak in PEAK_TFLOPS.items():
+        if known.lower() in name.lower():
+            return peak, f"{name}, data sheet, dense bf16"
+    size = 768 if device.type == "cpu" else 8192
+    square = torch.ones(size, size, device=device, dtype=torch.float32 if device.type == "cpu" else torch.bfloat16)
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        (square @ square).sum().item()
+        best = min(best, time.perf_counter() - started)
+    kind = f"{torch.get_num_threads()} CPU threads, fp32" if device.type == "cpu" else f"{name}, bf16"
+    return 2 * size**3 / best / 1e12, f"{kind}, measured on a {size}x{size} product"
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Largest memory so far: reserved on the GPU, resident set of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss would also count a larger parent's peak from before exec
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def environment_record() -> dict[str, Any]:
+    """Versions, commit, hardware and command line of this process, ready for JSON."""
+    packages = {}
+    for name in RECORDED_PACKAGES:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            packages[name] = None
+    root = Path(__file__).resolve().parent.parent
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": [sys.executable, *sys.argv],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
+        "packages": packages,
+        "commit": _git(root, "rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git(root, "status", "--porcelain")),
+    }
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    if shutil.which("git") is None:
+        return None
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write ``record`` as indented UTF-8 JSON, complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial.write_text(json.dumps(record, ensure_ascii=False, indent=2, default=str) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def require_disk(path: Path, *, needed: int, purpose: str, setting: str) -> None:
+    """``OSError`` when the disk that holds ``path`` has less than ``needed`` bytes free."""
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise OSError(
+            f"{purpose} needs about {needed / 1e9:.2f} GB and {existing} has {free / 1e9:.2f} GB free; free some space or "
+            f"set {setting} to a folder on another disk."
+        )

@@ -1,0 +1,468 @@
+"""The Unigram tokenizer (R31-R36): trained on cleaned, segmented text, lossless for every character.
+
+What it does: `Tokenizer.train` learns pieces from segmented text (words joined by one space, lines by "\\n"),
+`encode` turns raw text into ids (clean, segment, look up), `decode` gives the cleaned text back:
+`decode(encode(x)) == Cleaner()(x).replace("\\u2581", " ")` for every x. Ids: 0 begin of text, 1 end of text
+(also the padding token), 2 newline, 3 `<unk>` (the file format wants one; no text gives it), 4-259 the bytes
+0-255 that stand for characters without a piece, then the pieces in the order of their text, then unused
+entries up to `vocab_size`. Special tokens typed in a text ("<|end_of_text|>", "<0x41>") are ordinary
+characters: only the caller places ids 0 and 1.
+
+What is saved is self-contained: `tokenizer.json` (loads with `tokenizers.Tokenizer.from_file`) and
+`ncvc_tokenizer.json`, which names the cleaner, analyser and dictionary that make the ids (R36) and the hash
+of the first file. `load` refuses anything else than these.
+
+What it costs: ids from segmented text at about 30 MB of UTF-8 per second on one core (words are remembered,
+at most `CACHE_WORDS` of them); raw text at the speed of the analyser. Training memory follows the number of
+distinct words, not the length of the text.
+
+What it does not do: split special tokens out of text, add a space of its own, or share one object between
+threads (see `morphology`). The training of the `tokenizers` package is not deterministic in its last digits;
+pieces are therefore ordered by their text and scores rounded, so that two trainings which find the same
+pieces give them the same ids. Ship the files, not the recipe."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
+from ncvc.corpus.cleaning import SPACE, Cleaner
+from ncvc.morphology import Analyzer, analyzer_from_identity, check_identity
+
+FORMAT_VERSION = 1
+BEGIN_OF_TEXT, END_OF_TEXT, NEWLINE, UNKNOWN = "<|begin_of_text|>", "<|end_of_text|>", "\n", "<unk>"
+BEGIN_ID, END_ID, NEWLINE_ID, UNKNOWN_ID, FIRST_BYTE_ID, FIRST_PIECE_ID = 0, 1, 2, 3, 4, 260
+# Pieces every tokenizer has, seen in training or not: digits, Latin letters, kana and the common marks of
+# clinical notes.
+INITIAL_ALPHABET = (
+    "".join(map(chr, range(0x21, 0x7F)))
+    + "".join(map(chr, range(0x3041, 0x3097)))
+    + "".join(map(chr, range(0x30A1, 0x30FB)))
+    + "▁、。「」『』【】・ー…〜—℃°±×÷≦≧→←↑↓⇒○●△□■※〇々αβγδμ²³⁵₂①②③④⑤"
+)
+SMALLEST_VOCABULARY = FIRST_PIECE_ID + len(set(INITIAL_ALPHABET))
+NEVER_CHOSEN = -10_000.0  # score of entries no text may give; far below any path of single characters
+SCORE_DIGITS = 3
+CACHE_WORDS = 500_000
+CACHED_WORD_LENGTH = 64
+MODEL_FILE, METADATA_FILE = "tokenizer.json", "ncvc_tokenizer.json"
+
+
+def segment_text(cleaned: str, *, analyzer: Analyzer) -> str:
+    """Segment cleaned text: the words of each line joined by one space, lines by "\\n"."""
+    segment = analyzer.segment
+    return "\n".join([" ".join(segment(line)) for line in cleaned.split("\n")])
+
+
+class _WordIds(dict[str, list[int]]):
+    """Ids of words already seen. Bounded: emptied when `CACHE_WORDS` are held; words too long to recur are
+    not kept."""
+
+    def __init__(self, model: models.Unigram) -> None:
+        super().__init__()
+        self._tokenize = model.tokenize
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self.clear()
+        self[""], self["\n"] = [], [NEWLINE_ID]
+
+    def __missing__(self, word: str) -> list[int]:
+        try:
+            ids = [token.id for token in self._tokenize(word)]
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{word[:20]!r} holds a lone surrogate: it was not cleaned; pass raw text to encode() instead"
+            ) from error
+        if len(word) <= CACHED_WORD_LENGTH:
+            if len(self) >= CACHE_WORDS:
+                self._start_over()
+            self[word] = ids
+        return ids
+
+
+class Tokenizer:
+    """Raw text to ids and back; build one with `train` or `load`."""
+
+    begin_id, end_id, newline_id = BEGIN_ID, END_ID, NEWLINE_ID
+
+    def __init__(
+        self,
+        pieces: list[tuple[str, float]],
+        *,
+        cleaner: Cleaner,
+        analyzer_identity: Mapping[str, str],
+        analyzer: Analyzer | None = None,
+        training: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`pieces` is the whole vocabulary, text and score by id. The analyser is opened at the first
+        `encode` if none is given."""
+        self.cleaner = cleaner
+        self.analyzer_identity = dict(analyzer_identity)
+        self.training = dict(training or {})
+        self.vocab_size = len(pieces)
+        self.pieces = tuple(text for text, _ in pieces)
+        self._scored = pieces
+        self._analyzer = analyzer
+        self._word_ids = _WordIds(models.Unigram(pieces, unk_id=UNKNOWN_ID, byte_fallback=True))
+        self._bytes = _decoding_table(self.pieces)
+        self.character_counts = _character_counts(self.pieces)
+        self.fingerprint = hashlib.sha256(
+            json.dumps(
+                [FORMAT_VERSION, self._model_sha256(), cleaner.identity, self.analyzer_identity],
+                sort_keys=True,
+            ).encode()
+        ).hexdigest()
+
+    @property
+    def analyzer(self) -> Analyzer:
+        """The analyser of this object, opened on first use."""
+        if self._analyzer is None:
+            self._analyzer = analyzer_from_identity(self.analyzer_identity)
+        return self._analyzer
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "pieces": self._scored,
+            "cleaner": self.cleaner,
+            "analyzer_identity": self.analyzer_identity,
+            "training": self.training,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state.pop("pieces"), **state)
+
+    # --- training
+    @classmethod
+    def train(
+        cls,
+        segmented: Iterable[str],
+        *,
+        vocab_size: int,
+        cleaner: Cleaner,
+        analyzer: Analyzer,
+        shrinking_factor: float = 0.75,
+        max_piece_length: int = 16,
+        n_sub_iterations: int = 8,
+        progress: bool = True,
+    ) -> Tokenizer:
+        """Train on segmented text (R31, R32, R34); `cleaner` and `analyzer` are those that made it and are
+        recorded.
+
+        The vocabulary has exactly `vocab_size` entries. A text that gives fewer pieces leaves unused entries
+        and a warning that counts them. Raises `ValueError` when `vocab_size` has no room for the bytes, the
+        initial alphabet and every character of the text, and when the text is empty."""
+        if vocab_size < SMALLEST_VOCABULARY:
+            raise ValueError(
+                f"tokenizer.vocab_size={vocab_size} is too small: {FIRST_PIECE_ID} special and byte entries "
+                f"and {SMALLEST_VOCABULARY - FIRST_PIECE_ID} letters, digits, kana and marks belong to it; "
+                f"set at least {SMALLEST_VOCABULARY} (the report: 32768)"
+            )
+        room = vocab_size - FIRST_PIECE_ID
+        counted = _Counted(segmented)
+        scratch = tokenizers.Tokenizer(models.Unigram())
+        scratch.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        trainer = trainers.UnigramTrainer(
+            vocab_size=room,
+            shrinking_factor=shrinking_factor,
+            max_piece_length=max_piece_length,
+            n_sub_iterations=n_sub_iterations,
+            initial_alphabet=sorted(set(INITIAL_ALPHABET)),
+            show_progress=progress,
+        )
+        _fit(scratch, trainer, counted, vocab_size=vocab_size)
+        learned = _choose(json.loads(scratch.to_str())["model"]["vocab"], room)
+        unused = room - len(learned)
+        if unused:
+            warnings.warn(
+                f"the text gave {len(learned)} pieces (from {counted.characters} characters), "
+                f"so {unused} of the {vocab_size} entries stay unused; give the tokenizer more text or lower "
+                f"tokenizer.vocab_size to {vocab_size - unused}",
+                stacklevel=2,
+            )
+        training = {
+            "texts": counted.texts,
+            "characters": counted.characters,
+            "pieces": len(learned),
+            "unused": unused,
+            "shrinking_factor": shrinking_factor,
+            "max_piece_length": max_piece_length,
+            "n_sub_iterations": n_sub_iterations,
+            "tokenizers_version": tokenizers.__version__,
+        }
+        vocabulary = _fixed_entries() + learned + [(f"<|unused_{n}|>", NEVER_CHOSEN) for n in range(unused)]
+        return cls(
+            vocabulary,
+            cleaner=cleaner,
+            analyzer_identity=analyzer.identity,
+            analyzer=analyzer,
+            training=training,
+        )
+
+    # --- files
+    def _model_json(self) -> str:
+        """The vocabulary as a file of the `tokenizers` package, for segmented text. Special tokens typed in a
+        text are split out there."""
+        model = tokenizers.Tokenizer(models.Unigram(self._scored, unk_id=UNKNOWN_ID, byte_fallback=True))
+        model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        model.decoder = decoders.Sequence(
+            [decoders.ByteFallback(), decoders.Fuse(), decoders.Replace(SPACE, " ")]
+        )
+        model.add_special_tokens(
+            [AddedToken(token, normalized=False, special=True) for token in (BEGIN_OF_TEXT, END_OF_TEXT)]
+        )
+        model.add_tokens([AddedToken(NEWLINE, normalized=False, special=False)])
+        return model.to_str()
+
+    def _model_sha256(self) -> str:
+        return hashlib.sha256(self._model_json().encode("utf-8")).hexdigest()
+
+    def save(self, directory: Path) -> None:
+        """Write both files, each whole or not at all. The metadata comes last, so an interrupted save never
+        loads as a tokenizer."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        model = self._model_json()
+        metadata = {
+            "format_version": FORMAT_VERSION,
+            "vocab_size": self.vocab_size,
+            "fingerprint": self.fingerprint,
+            "special_tokens": {
+                "begin_of_text": BEGIN_ID,
+                "end_of_text": END_ID,
+                "padding": END_ID,
+                "newline": NEWLINE_ID,
+            },
+            "cleaner": self.cleaner.identity,
+            "analyzer": self.analyzer_identity,
+            "sha256": {MODEL_FILE: hashlib.sha256(model.encode("utf-8")).hexdigest()},
+            "training": self.training,
+        }
+        _write_whole(directory / MODEL_FILE, model)
+        _write_whole(directory / METADATA_FILE, json.dumps(metadata, ensure_ascii=False, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, directory: Path) -> Tokenizer:
+        """Read a saved tokenizer. Raises `FileNotFoundError` or `ValueError` naming what differs: a missing
+        or changed file, another format, cleaning rules this version does not have, or another analyser or
+        dictionary than the recorded one."""
+        directory = Path(directory)
+        model, metadata = (_read(directory / name) for name in (MODEL_FILE, METADATA_FILE))
+        facts = _parse(metadata, directory / METADATA_FILE)
+        if facts.get("format_version") != FORMAT_VERSION:
+            raise ValueError(
+                f"{directory / METADATA_FILE} has format version {facts.get('format_version')!r}, but this ncvc "
+                f"reads {FORMAT_VERSION}: use the version that wrote it, or train the tokenizer again"
+            )
+        lacking = [
+            key for key in ("cleaner", "analyzer", "sha256", "fingerprint", "vocab_size") if key not in facts
+        ]
+        if lacking:
+            raise ValueError(
+                f"{directory / METADATA_FILE} lacks {', '.join(lacking)}; "
+                "restore the file or train the tokenizer again"
+            )
+        found, recorded = hashlib.sha256(model.encode("utf-8")).hexdigest(), facts["sha256"].get(MODEL_FILE)
+        if found != recorded:
+            raise ValueError(
+                f"{directory / MODEL_FILE} was changed: its sha256 is {found}, "
+                f"{METADATA_FILE} records {recorded}; restore both files from one saved tokenizer"
+            )
+        cleaner = _recorded_cleaner(facts["cleaner"], directory)
+        try:
+            check_identity(facts["analyzer"])
+        except (ValueError, ModuleNotFoundError) as error:
+            raise type(error)(f"{directory / METADATA_FILE}: {error}") from error
+        pieces = [(text, score) for text, score in json.loads(model)["model"]["vocab"]]
+        tokenizer = cls(
+            pieces, cleaner=cleaner, analyzer_identity=facts["analyzer"], training=facts.get("training")
+        )
+        if tokenizer.fingerprint != facts["fingerprint"] or tokenizer.vocab_size != facts["vocab_size"]:
+            raise ValueError(
+                f"{directory / METADATA_FILE} was changed: it records fingerprint {facts['fingerprint']} and "
+                f"{facts['vocab_size']} entries, the files give {tokenizer.fingerprint} and "
+                f"{tokenizer.vocab_size}; restore both files from one saved tokenizer"
+            )
+        return tokenizer
+
+    # --- text and ids
+    def encode(self, text: str) -> list[int]:
+        """Raw text to ids: cleaned, segmented, looked up. No begin or end id is added."""
+        return self.encode_segmented(segment_text(self.cleaner(text), analyzer=self.analyzer))
+
+    def encode_segmented(self, segmented: str) -> list[int]:
+        """Segmented text to ids. No begin or end id is added."""
+        words = segmented.replace("\n", " \n ").split(" ")
+        return list(chain.from_iterable(map(self._word_ids.__getitem__, words)))
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """Ids to text, U+2581 as a space. Bytes that form no character (a model may emit them) become U+FFFD.
+
+        Raises `ValueError` for an id outside the vocabulary. Begin, end, unknown and unused entries are left
+        out or written by name."""
+        table = self._bytes
+        try:
+            if skip_special_tokens:
+                return b"".join([table[id] for id in _natural(ids)]).decode("utf-8", errors="replace")
+            return b"".join([table[id] or self.pieces[id].encode() for id in _natural(ids)]).decode(
+                "utf-8", errors="replace"
+            )
+        except IndexError:
+            raise ValueError(f"an id is outside the vocabulary of {self.vocab_size} entries") from None
+
+
+def _natural(ids: Iterable[int]) -> Iterator[int]:
+    """Yield the ids, refusing negative ones, which would count from the end."""
+    for id in ids:
+        if id < 0:
+            raise IndexError(id)
+        yield id
+
+
+class _Counted:
+    """Passes texts on and counts them, their characters and their distinct characters."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts, self.texts, self.characters, self.alphabet = texts, 0, 0, set[str]()
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._texts:
+            self.texts += 1
+            self.characters += len(text)
+            self.alphabet.update(text)
+            yield text
+
+
+def _fit(
+    scratch: tokenizers.Tokenizer, trainer: trainers.UnigramTrainer, texts: _Counted, *, vocab_size: int
+) -> None:
+    """Run the training; its refusals (every distinct character needs a piece, no text at all) become errors
+    that say what to set."""
+    try:
+        scratch.train_from_iterator(texts, trainer=trainer)
+    except Exception as error:
+        if "not large enough to contain all chars" not in str(error):
+            raise
+        needed = FIRST_PIECE_ID + len(texts.alphabet - set(" \n") | set(INITIAL_ALPHABET))
+        raise ValueError(
+            f"tokenizer.vocab_size={vocab_size} is too small: {needed - FIRST_PIECE_ID} distinct "
+            f"characters of this text and {FIRST_PIECE_ID} special and byte entries need {needed}; "
+            f"set tokenizer.vocab_size to at least {needed} (the report: 32768) or train on text with fewer distinct characters"
+        ) from error
+    if not texts.alphabet - set(" \n"):
+        raise ValueError(
+            "the training text of the tokenizer is empty; check the corpus named by tokenizer.corpus"
+        )
+
+
+def _fixed_entries() -> list[tuple[str, float]]:
+    special = [BEGIN_OF_TEXT, END_OF_TEXT, NEWLINE, UNKNOWN]
+    return [(text, NEVER_CHOSEN) for text in special + [f"<0x{byte:02X}>" for byte in range(256)]]
+
+
+def _choose(trained: list[list[Any]], room: int) -> list[tuple[str, float]]:
+    """At most `room` trained pieces in the order of their text, scores rounded: the initial alphabet, then
+    the most probable."""
+    reserved = {text for text, _ in _fixed_entries()}
+    scores = {
+        text: round(float(score), SCORE_DIGITS)
+        for text, score in trained
+        if text not in reserved and not text.startswith("<|unused_")
+    }
+    alphabet = set(INITIAL_ALPHABET)
+    ranked = sorted(scores, key=lambda text: (text not in alphabet, -scores[text], text))
+    return [(text, scores[text]) for text in sorted(ranked[:room])]
+
+
+def _decoding_table(pieces: tuple[str, ...]) -> list[bytes]:
+    """The bytes each id stands for; empty for entries that stand for no text."""
+    table = [piece.replace(SPACE, " ").encode() for piece in pieces]
+    for id, piece in enumerate(pieces):
+        if id in (BEGIN_ID, END_ID, UNKNOWN_ID) or piece.startswith("<|unused_"):
+            table[id] = b""
+    table[FIRST_BYTE_ID:FIRST_PIECE_ID] = [bytes([byte]) for byte in range(256)]
+    return table
+
+
+def _character_counts(pieces: tuple[str, ...]) -> np.ndarray:
+    """Characters of cleaned text per id [vocab_size]: 0 for special and unused entries, 1 for the first byte
+    of a character, 0 for the rest."""
+    counts = np.array([len(piece) for piece in pieces], dtype=np.int64)
+    counts[[BEGIN_ID, END_ID, UNKNOWN_ID]] = 0
+    counts[[id for id, piece in enumerate(pieces) if piece.startswith("<|unused_")]] = 0
+    counts[FIRST_BYTE_ID:FIRST_PIECE_ID] = [0 if 0x80 <= byte < 0xC0 else 1 for byte in range(256)]
+    return counts
+
+
+def _recorded_cleaner(recorded: Mapping[str, str], directory: Path) -> Cleaner:
+    """The cleaner with the recorded rules; raises `ValueError` when this version's rules of that name
+    differ."""
+    try:
+        cleaner = Cleaner(recorded.get("rules", ""))
+    except ValueError as error:
+        raise ValueError(
+            f"{directory / METADATA_FILE} records the cleaning rules {recorded.get('rules')!r}: {error}"
+        ) from error
+    if cleaner.identity != dict(recorded):
+        raise ValueError(
+            f"{directory / METADATA_FILE} records the cleaning rules {dict(recorded)}, but this ncvc has "
+            f"{cleaner.identity} and would clean text differently: use the version of ncvc that trained this "
+            "tokenizer, or train it again"
+        )
+    return cleaner
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing; a tokenizer directory holds {MODEL_FILE} and {METADATA_FILE}, "
+            "as Tokenizer.save writes them"
+        )
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); restore it from a saved tokenizer") from error
+
+
+def _parse(text: str, path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); restore it from a saved tokenizer") from error
+    if not isinstance(facts, dict):
+        raise ValueError(
+            f"{path} holds {type(facts).__name__}, not an object; restore it from a saved tokenizer"
+        )
+    return facts
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file beside its place, flush it to disk and move it there, so that no reader ever sees half of
+    it."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
