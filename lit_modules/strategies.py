@@ -60,6 +60,13 @@ class ZeroStage2Strategy(DeepSpeedStrategy):
         self.set_world_ranks()
         self._init_deepspeed_distributed()
 
+    def backward(self, closure_loss: torch.Tensor, optimizer: Any, *arguments: Any, **settings: Any) -> torch.Tensor:
+        """Tell DeepSpeed not to divide by the accumulation, which Lightning has done already.
+
+        Both dividing leaves the gradient too small by that factor; Adam hides it and clipping then never acts.
+        """
+        return super().backward(closure_loss, optimizer, *arguments, scale_wrt_gas=False, **settings)
+
     @property
     def root_device(self) -> torch.device:
         return torch.device("cpu", self.local_rank) if self.on_cpu else super().root_device

@@ -13,7 +13,7 @@ its end id; documents follow each other.
 
 Cost: 2 bytes a token on disk, memory-mapped, so as good as none in memory; gathering a batch is one strided
 copy and a cast to int64 (2,500 million tokens per CPU second in cache). Writing is bound by the tokenizer.
-Memory while writing: 16 MB.
+Memory while writing: about 20 MB.
 Refused by name: truncated, altered, foreign or outdated files, another tokenizer's, ids outside the
 vocabulary.
 Does not: shuffle (ncvc/sampling.py does), mask attention between documents, or keep the documents' ids.

@@ -35,8 +35,7 @@ Step = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Rule:
-    """One step: `apply` leaves `SEAM` where it removed text; `law` is all its output depends on and is
-    hashed."""
+    """One step: `apply` leaves `SEAM` for what it removed; `law` is all its output depends on, hashed."""
 
     name: str
     requirement: str
@@ -57,7 +56,7 @@ _DIGIT, _LOWER = "[0-9０-９]", "[a-zａ-ｚ]"
 _POINT = re.compile(
     f"．(?<={_DIGIT}．)(?={_DIGIT})|．(?<={_LOWER}．)(?={_LOWER})|．(?<=[NＮ][oｏ]．)(?={_DIGIT})"
 )
-_THOUSANDS = re.compile(f"(?<!{_DIGIT}){_DIGIT}{{1,3}}(?:，{_DIGIT}{{3}})+(?!{_DIGIT})")
+_THOUSANDS = re.compile(f"{_DIGIT}(?<!{_DIGIT}.){_DIGIT}{{0,2}}(?:，{_DIGIT}{{3}})+(?!{_DIGIT})")
 
 
 def _points_and_commas_guarded(text: str) -> str:
@@ -95,7 +94,8 @@ _KANA_BAR = re.compile("[\u2015\u2500\u2501](?<=[ァ-マャ-ヲヴ-ヺ].)(?=[ァ
 _NUMBER_BAR = re.compile("([0-9])[—ー]+(?=[0-9])")
 _bars_to_dash = characters.one_to_one(_LINES | dict.fromkeys(characters.BARS, "—"))
 _bars_to_choon = characters.one_to_one(_LINES | dict.fromkeys(characters.BARS, "ー"))
-_DOTS = re.compile(r"\.{3,}|・{3,}")
+_DOTS, _MIDDLE_DOTS = re.compile(r"\.\.\.+"), re.compile("・・・+")
+_MORE_DOTS = re.compile(r"\.{1,2}…[.…]*|…\.[.…]*")  # NFKC would make one run of them the next time
 
 
 def _unify_bars_guarded(text: str) -> str:
@@ -103,8 +103,9 @@ def _unify_bars_guarded(text: str) -> str:
 
 
 def _restore_dots_and_celsius(text: str) -> str:
-    if "..." in text or "・・・" in text:
-        text = _DOTS.sub("…", text)
+    text = _MIDDLE_DOTS.sub("…", _DOTS.sub("…", text))
+    if ".…" in text or "…." in text:
+        text = _MORE_DOTS.sub("…", text)
     return text.replace("°C", "℃")
 
 
@@ -114,9 +115,8 @@ _TAIL = r"[A-Za-z0-9\-._〜:/?#@!$&'*+=%]*[A-Za-z0-9/_〜=&#%+\-]"
 _URL = re.compile(rf"[HhFfTt](?:ttps?|TTPS?|tps?|TPS?)://{_TAIL}")
 _WWW = re.compile(rf"www\.(?<![A-Za-z0-9.\-]www\.)[A-Za-z0-9\-]+\.{_TAIL}")
 _LOCAL, _LABEL = r"[A-Za-z0-9._%+\-]", r"[A-Za-z0-9\-]{1,63}"
-_MAIL = re.compile(
-    rf"(?<!{_LOCAL}){_LOCAL}{{1,64}}@{_LABEL}(?:\.{_LABEL}){{0,8}}\.[A-Za-z]{{2,24}}(?![A-Za-z])"
-)
+_DOMAIN = rf"{_LABEL}(?:\.{_LABEL}){{0,8}}\.[A-Za-z]{{2,24}}(?![A-Za-z])"
+_MAIL = re.compile(rf"{_LOCAL}(?<!{_LOCAL}.){_LOCAL}{{0,63}}@{_DOMAIN}")
 _ACCOUNT = re.compile(r"@(?<![A-Za-z0-9%℃]@)(?<![%℃] @)[A-Za-z_][A-Za-z0-9_]{3,}")
 _ACCOUNT_LITERAL = re.compile(r"@(?<![A-Za-z0-9]@)[A-Za-z0-9_]+")
 _TAG = re.compile(r"#(?<![A-Za-z0-9&]#)(?![0-9])\w{1,30}(?!\w)")
@@ -137,10 +137,12 @@ def _remove_tags_guarded(text: str) -> str:
     """Remove #tags, but not a problem list: "#1 肺炎", or a line opened by the only tag it has ("#肺炎")."""
 
     def replace(match: re.Match[str]) -> str:
-        line_start = text.rfind("\n", 0, match.start()) + 1
-        line_end = text.find("\n", match.end())
-        if text[line_start : match.start()].strip(" "):
+        before = match.start() - 1
+        while before >= 0 and text[before] == " ":
+            before -= 1
+        if before >= 0 and text[before] != "\n":
             return SEAM
+        line_end = text.find("\n", match.end())
         return SEAM if _TAG.search(text, match.end(), line_end if line_end >= 0 else len(text)) else match[0]
 
     return _TAG.sub(replace, text) if "#" in text else text
@@ -155,7 +157,7 @@ def _phone_pattern(area_end: str, middle_start: str) -> str:
 
 
 _END = r"(?![0-9]|[-.][0-9])"
-_MOBILE = r"[5-9]0-[0-9]{4}-[0-9]{4}|[5-9]0 [0-9]{4} [0-9]{4}|[5-9]0[0-9]{8}"
+_MOBILE = r"[5-9]0-[0-9]{4}-[0-9]{4}|[5-9]0 [0-9]{4} [0-9]{4}|[5-9]0\([0-9]{4}\)-?[0-9]{4}|[5-9]0[0-9]{8}"
 _FREE = r"(?:120|570)-[0-9]{3}-[0-9]{3}|(?:120|570)-[0-9]{2}-[0-9]{4}|800-[0-9]{3}-[0-9]{4}"
 _LANDLINE = rf"(?:{_phone_pattern('[-(]', '')})(?:-|\)-?)[0-9]{{4}}"
 _PHONE = re.compile(rf"0(?<![0-9.]0)(?<![0-9]-0)(?:{_MOBILE}|{_FREE}|{_LANDLINE}){_END}")
@@ -181,7 +183,7 @@ _FIRST_ASTRAL, _LAST_ASTRAL = characters.ALLOWED_ASTRAL.split("-")
 _DOUBLED = re.compile("([ー〜—…、。・!?ぁぃぅぇぉっゃゅょァィゥェォッャュョ])\\1+")
 _VOWELS = re.compile("([あいうえおアイウエオ])\\1{3,}")
 _LAUGHTER = re.compile(r"w(?<![A-Za-z0-9_./@\-]w)w{2,}(?![A-Za-z0-9_./@\-])|笑{3,}")
-_RULER = re.compile(r"([-=_*#])\1{2,}")
+_RULER = re.compile(r"([-=_*#])\1{2,}([0-9]?)")
 _SPACES = re.compile("  +")
 _AFTER_BREAK = re.compile("\n[ \n]+")
 
@@ -194,12 +196,11 @@ def _delete_foreign(text: str) -> str:
 
 
 def _collapse_repeats(text: str) -> str:
-    """Collapse repeats; a shortened ruler leaves a seam because "090---1234-5678" becomes a phone number by
-    it."""
+    """Collapse repeats; "090---1234-5678" becomes a phone number by it, so such a ruler leaves a seam."""
     text = _VOWELS.sub(r"\1\1\1", _DOUBLED.sub(r"\1", text))
     if "www" in text or "笑笑笑" in text:
         text = _LAUGHTER.sub(lambda match: match[0][0], text)
-    return _RULER.sub(rf"\1{SEAM}", text)
+    return _RULER.sub(lambda match: match[1] + SEAM * (match[1] == "-" and match[2] != "") + match[2], text)
 
 
 def _mark_white_space(text: str) -> str:
@@ -308,9 +309,9 @@ def _symbol_rules(guarded: bool) -> list[Rule]:
             name="three dots and degrees Celsius",
             requirement="R22",
             reason="NFKC took … and ℃ apart",
-            law=_law(_DOTS, "°C"),
+            law=_law(_DOTS, _MIDDLE_DOTS, _MORE_DOTS, "°C"),
             apply=_restore_dots_and_celsius,
-            examples=(("37.5°C...", "37.5℃…"), ("え・・・", "え…"), ("1..2", "1..2")),
+            examples=(("37.5°C...", "37.5℃…"), ("え・・・..", "え…"), ("1..2", "1..2")),
         ),
     ]
 
@@ -435,7 +436,12 @@ class Cleaner:
             )
         guarded = rules == "guarded"
         if rules not in _RULES:
-            parts = (_character_rules(guarded), _symbol_rules(guarded), _address_rules(guarded), _last_rules())
+            parts = (
+                _character_rules(guarded),
+                _symbol_rules(guarded),
+                _address_rules(guarded),
+                _last_rules(),
+            )
             _RULES[rules] = tuple(rule for part in parts for rule in part)
         self.ordered_rules = _RULES[rules]
         self._steps = tuple(rule.apply for rule in self.ordered_rules)

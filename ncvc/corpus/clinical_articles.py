@@ -54,6 +54,8 @@ def _who(rng: Random, disease: Disease) -> str:
         )
     elif lowest < 30:
         told = "幅広い年齢層に発症する。"
+    elif lowest < 40:
+        told = f"{decade}歳代以降に多い。"
     else:
         told = rng.choice((f"{decade}歳代以降に多い。", f"中高年、とくに{decade}歳代以降に好発する。"))
     return told if len(disease.sexes) > 1 else f"{disease.sexes[0]}の疾患として重要であり、{told}"
@@ -104,7 +106,7 @@ def _treatment(rng: Random, disease: Disease) -> str:
     used = (
         f"治療には{told}が用いられる。",
         f"薬物療法では{told}を選択する。",
-        f"治療の柱は薬物療法であり、{told}が使われる。",
+        f"薬物療法の中心は{told}である。",
     )
     about = (
         f"{drug.name}は{drug.action}薬である。",

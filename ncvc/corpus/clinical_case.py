@@ -43,7 +43,7 @@ _LASTING = frozenset(
     {
         *("慢性腎臓病", "特発性肺線維症", "アルツハイマー型認知症", "パーキンソン病", "原発開放隅角緑内障"),
         *("大動脈弁狭窄症", "肺腺癌", "慢性閉塞性肺疾患", "肝硬変", "前立腺癌", "下肢閉塞性動脈疾患"),
-        *("変形性膝関節症", "胃癌", "大腸癌", "多発性骨髄腫"),
+        *("変形性膝関節症", "胃癌", "大腸癌", "多発性骨髄腫", "骨粗鬆症"),
     }
 )
 _MODIFIERS = (
@@ -53,10 +53,8 @@ _MODIFIERS = (
     "激しい",
     "強い",
     "持続する",
-    "5日以上続く",
-    "2週間以上続く",
+    "長引く",
     "引き裂かれるような",
-    "繰り返す",
 )
 _ONSETS = {
     "時": ("来院の{n}時間前", "受診当日の早朝", "受診当日の夕方", "受診前日の夜"),
@@ -248,8 +246,8 @@ class Case:
         )
 
     def habits(self) -> str:
-        """Smoking and drinking, as far as the disease asks for them; '' for children."""
-        if self.age < 20:
+        """Smoking and drinking, as far as the disease asks for them; "" below 22 years."""
+        if self.age < 22:
             return ""
         text = "".join(self.disease.causes)
         smokes = "長年の喫煙" in text or ("喫煙" in text and self.rng.random() < 0.6)

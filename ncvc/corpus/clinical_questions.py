@@ -65,7 +65,7 @@ def _examination(rng: Random, disease: Disease) -> tuple[str, str]:
         "検査について教えてください。",
     )
     told = f"{disease.name}では{exam.name}などを行います。これは、{exam.purpose}ための検査です。"
-    told += f"検査の際は、{rng.choice(exam.preparations)}ことになっています。"
+    told += f"検査を受ける方には、{rng.choice(exam.preparations)}ようお願いしています。"
     if not finding.endswith("の欠如"):
         told += f"{disease.name}では{finding}がみられることがあります。"
     return rng.choice(asked), told

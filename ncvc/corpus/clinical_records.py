@@ -22,14 +22,15 @@ def _course(case: Case, *, inpatient: bool) -> str:
     rng = case.rng
     symptom = case.short(case.complaints[0])
     day = rng.randint(max(2, case.stay // 4), max(3, case.stay // 2))
-    when = f"第{day}病日" if inpatient else f"治療開始{rng.randint(4, 12)}週間後"
+    later = f"{rng.randint(3, 9)}日" if case.disease.onset in "時日" else f"{rng.randint(4, 12)}週間"
+    when = f"第{day}病日" if inpatient else f"治療開始{later}後"
     change = case.improved_lab()
     if case.lasting:
         told = rng.choice(
             (
-                f"{when}の時点で{symptom}の増悪はなく、全身状態は安定していた。",
+                f"{when}の時点で{symptom}に大きな変化はなく、全身状態は安定していた。",
                 f"{when}の評価では{symptom}はおおむね横ばいであった。",
-                f"その後、{symptom}の程度に大きな変化はなく経過した。",
+                f"その後、{symptom}の程度は変わらずに経過した。",
             )
         )
     else:
@@ -56,7 +57,7 @@ def _outlook(case: Case) -> str:
             f"今後は{complication}の出現に注意しながら経過をみる方針である。",
             f"{drug}による{side_effect}の有無を確認しつつ、{complication}の早期発見に努める。",
             f"{case.disease.name}では{complication}を合併することがあり、定期的な評価が必要である。",
-            f"{complication}の予防を念頭に、{case.disease.department}での定期診察を継続する。",
+            f"{complication}の予防を念頭に、{case.disease.department}での診察を継続する。",
         )
     )
 
@@ -75,11 +76,14 @@ def case_summary(rng: Random, disease: Disease) -> str:
         )
     )
     onset = case.onset()
+    worsening = ("徐々に悪化した", "日常生活に支障をきたすようになった", "市販薬では改善しなかった")
+    if disease.onset == "時":
+        worsening = ("徐々に悪化した", "安静にしても改善しなかった", "時間とともに増強した")
     story = rng.choice(
         (
-            f"{onset}から{first}が出現し、改善しないため来院した。",
+            f"{onset}から{first}がみられ、改善しないため来院した。",
             f"{onset}より{first}がみられ、次第に増強した。",
-            f"{onset}から症状があり、{rng.choice(('日常生活に支障をきたすようになった', '徐々に悪化した', '市販薬では改善しなかった'))}。",
+            f"{onset}から症状があり、{rng.choice(worsening)}。",
             f"症状は{onset}に始まり、受診時まで続いていた。",
         )
     )
@@ -107,6 +111,8 @@ def case_summary(rng: Random, disease: Disease) -> str:
             )
         )
     )
+    if not inpatient and disease.onset in "時日":
+        ending = rng.choice(("その後の再燃はなく、経過は良好である。", "再診時には日常生活に復帰していた。"))
     paragraphs = (
         opening + story + case.history() + case.habits(),
         case.vitals_sentence() + body + case.labs_sentence() + images,
@@ -153,7 +159,7 @@ def _present_illness(case: Case) -> str:
         "症状が続くため受診し、",
         "近医を受診したところ当院を紹介され、",
     )
-    told = f"{case.onset()}から{case.complaints[0]}が出現した。{case.rng.choice(way)}"
+    told = f"{case.onset()}から{case.complaints[0]}がみられるようになった。{case.rng.choice(way)}"
     return told + f"精査加療を目的に{disease.department}へ{admission}となった。"
 
 
@@ -215,19 +221,17 @@ def _later_visit(case: Case) -> tuple[str, str, str, str]:
     drug, index = case.drugs[0]
     side_effect = rng.choice(drug.side_effects)
     worse = not case.lasting and rng.random() < 0.3
-    if worse:
-        feeling = (
-            f"この1か月ほど{symptom}が再び目立つようになった。",
-            f"{symptom}がやや強くなったと感じている。",
-        )
-    elif case.lasting:
-        feeling = (f"{symptom}は前回と変わりない。", f"{symptom}は続いているが、日常生活は送れている。")
-    else:
-        feeling = (
-            f"{symptom}は前回より軽くなった。",
-            f"{symptom}はほとんど気にならなくなった。",
-            f"{symptom}で困ることは減った。",
-        )
+    worsened = (
+        f"この1か月ほど{symptom}が再び目立つようになった。",
+        f"{symptom}がやや強くなったと感じている。",
+    )
+    unchanged = (f"{symptom}は前回と変わりない。", f"{symptom}は続いているが、日常生活は送れている。")
+    improved = (
+        f"{symptom}は前回より軽くなった。",
+        f"{symptom}はほとんど気にならなくなった。",
+        f"{symptom}で困ることは減った。",
+    )
+    feeling = rng.choice(worsened if worse else unchanged if case.lasting else improved)
     habit = rng.choice(
         (
             "食欲と睡眠は良好。",
@@ -236,7 +240,7 @@ def _later_visit(case: Case) -> tuple[str, str, str, str]:
             "飲み忘れは月に1回程度。",
         )
     )
-    subjective = f"{rng.choice(feeling)}{habit}{drug.name}による{side_effect}を疑う症状は{rng.choice(('ない', '自覚していない'))}。"
+    subjective = f"{feeling}{habit}{drug.name}による{side_effect}を疑う症状は{rng.choice(('ない', '自覚していない'))}。"
     vitals = case.vitals(treated=not worse)
     objective = f"体温{vital_text(vitals)}。" + rng.choice(
         (f"{case.signs[0]}を軽度認める。", f"{case.signs[0]}に前回から著変はない。")

@@ -66,8 +66,8 @@ def plan_document(index: int, *, seed: int) -> tuple[str, str]:
 def generate_documents(*, documents: int, seed: int) -> Iterator[Document]:
     """Yield `documents` synthetic documents.
 
-    Number k depends on (seed, k) alone, so a longer run begins with the shorter. The id tells seed, number and
-    kind. Raises ValueError for a negative count.
+    Number k depends on (seed, k) alone, so a longer run begins with the shorter. The id tells seed, number
+    and kind. Raises ValueError for a negative count.
     """
     if documents < 0:
         raise ValueError(
@@ -87,8 +87,8 @@ def write_clinical_samples(path: Path, *, documents: int = 4000, seed: int = 0) 
     """Write the documents to `path` as JSON lines {"id", "text"} in UTF-8 and return the size in bytes.
 
     The file appears whole or not at all: it is written beside its place and renamed. The same arguments give
-    the same bytes on every machine. 4,000 documents are about 1.8 million characters, 5 MB, in about 0.3 s on one
-    core. Raises ValueError for a negative count and OSError where the folder cannot be written.
+    the same bytes on every machine. 4,000 documents are about 1.8 million characters, 5 MB, in about 0.3 s on
+    one core. Raises ValueError for a negative count and OSError where the folder cannot be written.
     """
     written = generate_documents(documents=documents, seed=seed)
     path.parent.mkdir(parents=True, exist_ok=True)

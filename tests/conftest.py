@@ -1,0 +1,99 @@
+"""Fixtures shared by the tests: composed configurations, a tiny text source, and the shared real data where present."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from ncvc.config import CONF_DIRECTORY, register_resolvers
+
+REPOSITORY = CONF_DIRECTORY.parent
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+SENTENCES = [
+    "患者は発熱と咳嗽を主訴に来院した。体温は38.5℃、血圧は120/80mmHgであった。",
+    "胸部X線では右下肺野に浸潤影を認め、肺炎と診断した。",
+    "抗菌薬を開始し、3日後に解熱した。",
+    "既往に高血圧症と2型糖尿病がある。",
+    "頭部CTでは明らかな出血を認めなかった。",
+    "退院後は外来で経過をみる方針とした。",
+    "食事は全量摂取でき、夜間はよく眠れた。",
+    "血液検査で白血球数の増加とCRPの上昇を認めた。",
+]
+
+
+def write_source(path: Path, *, documents: int = 60) -> Path:
+    """A small JSONL source in which every document differs."""
+    lines = []
+    for number in range(documents):
+        chosen = [SENTENCES[(number * 3 + place * 5 + number // 8) % len(SENTENCES)] for place in range(5)]
+        text = f"症例{number}。" + "".join(chosen) + "\n" + SENTENCES[number % len(SENTENCES)]
+        lines.append(json.dumps({"id": f"d{number}", "text": text}, ensure_ascii=False))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+TINY = [
+    "model.vocab_size=1024",
+    "model.hidden_size=32",
+    "model.intermediate_size=64",
+    "model.num_layers=2",
+    "model.num_heads=4",
+    "model.num_kv_heads=2",
+    "model.head_dim=8",
+    "model.context_length=32",
+    "data.batch_size=4",
+    "data.micro_batch_size=4",
+    "data.validation_fraction=0.2",
+    "data.validation_tokens=1000",
+    "data.workers=1",
+    "trainer.max_steps=6",
+    "schedule.warmup_steps=2",
+    "validate_every=3",
+    "callbacks.samples.max_new_tokens=8",
+    "callbacks.monitor.every_n_steps=1",
+]
+
+
+@pytest.fixture
+def composed() -> Iterator[Callable[..., DictConfig]]:
+    """Compose ``conf/train.yaml`` (or another root) with overrides."""
+    register_resolvers()
+
+    def composition(*overrides: str, root: str = "train") -> DictConfig:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF_DIRECTORY), version_base="1.3"):
+            return compose(root, overrides=list(overrides))
+
+    yield composition
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def tiny_run(tmp_path: Path, composed: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
+    """A composed training configuration that takes a second: tiny network, tiny text, everything under ``tmp_path``."""
+    source = write_source(tmp_path / "source.jsonl")
+
+    def configuration(*overrides: str, run: str = "run") -> DictConfig:
+        return composed(
+            "experiment=quickstart",
+            f"paths.home={tmp_path / 'home'}",
+            f"paths.run={tmp_path / run}",
+            f"data.source={source}",
+            *TINY,
+            *overrides,
+        )
+
+    return configuration
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The real data beside the checkout; tests that need it are skipped where it is not."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("needs the real data folder beside the checkout")
+    return SHARED_DATA
