@@ -143,7 +143,7 @@ def _key(*parts: Any) -> str:
 def _source_path(source: Source, *, home: Path) -> Path:
     if source.path != CLINICAL_SAMPLES:
         return Path(source.path).expanduser()
-    from ncvc.corpus.clinical_samples import write_clinical_samples
+    from ncvc.corpus.clinical.samples import write_clinical_samples
 
     path = home / "corpus" / "clinical_samples.jsonl"
     write_clinical_samples(path)

@@ -13,9 +13,9 @@ from collections import Counter
 
 import pytest
 
-from ncvc.corpus import clinical_lexicon
-from ncvc.corpus.clinical_lexicon import DISEASES, DISEASES_OF_DRUG, DRUGS, EXAMINATIONS, LABS
-from ncvc.corpus.clinical_samples import KINDS, generate_documents, plan_document, write_clinical_samples
+from ncvc.corpus import lexicon
+from ncvc.corpus.clinical.lexicon import DISEASES, DISEASES_OF_DRUG, DRUGS, EXAMINATIONS, LABS
+from ncvc.corpus.clinical.samples import KINDS, generate_documents, plan_document, write_clinical_samples
 from ncvc.corpus.documents import Document
 
 COUNT = 4000
@@ -46,7 +46,7 @@ def test_the_first_documents_are_pinned(documents):
 def test_another_process_with_another_hash_seed_writes_the_same_bytes(tmp_path, documents):
     code = (
         "import sys; from pathlib import Path;"
-        "from ncvc.corpus.clinical_samples import write_clinical_samples as w;"
+        "from ncvc.corpus.clinical.samples import write_clinical_samples as w;"
         "w(Path(sys.argv[1]), documents=60, seed=0); assert 'torch' not in sys.modules"
     )
     for hash_seed in ("1", "2"):
@@ -83,7 +83,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     write_clinical_samples(path, documents=3)
     before = path.read_bytes()
     broken = iter([Document("text", "id"), None])
-    monkeypatch.setattr("ncvc.corpus.clinical_samples.generate_documents", lambda **_: broken)
+    monkeypatch.setattr("ncvc.corpus.clinical.samples.generate_documents", lambda **_: broken)
     with pytest.raises(AttributeError):
         write_clinical_samples(path, documents=2)
     assert path.read_bytes() == before
@@ -363,7 +363,7 @@ def test_a_drug_article_names_only_diseases_that_the_drug_treats(about):
 
 
 def test_a_row_that_names_an_unknown_entry_is_refused_by_name(monkeypatch):
-    rows = clinical_lexicon.DISEASE_ROWS
+    rows = lexicon.DISEASE_ROWS
     for old, new, message in (
         ("薬:フロセミド|", "薬:フロセミト|", "row of 慢性心不全 names the drug 'フロセミト'"),
         ("検:BNP↑|", "検:BMP↑|", "row of 慢性心不全 names the laboratory test 'BMP'"),
@@ -371,9 +371,9 @@ def test_a_row_that_names_an_unknown_entry_is_refused_by_name(monkeypatch):
         ("検:BNP↑|", "検:BNP↑3-9|", "not outside"),
         ("像:胸部単純X線検査=", "像:胸部X線=", "names the examination '胸部X線'"),
     ):
-        monkeypatch.setattr(clinical_lexicon, "DISEASE_ROWS", rows.replace(old, new, 1))
+        monkeypatch.setattr(lexicon, "DISEASE_ROWS", rows.replace(old, new, 1))
         with pytest.raises(ValueError, match=message):
-            clinical_lexicon._diseases()
+            lexicon._diseases()
 
 
 def test_the_lexicon_is_large_enough_and_sound():

@@ -1,6 +1,6 @@
 """Tokenizer: lossless for every text, bounded and refusing what would make other ids.
 
-The independent reference for ids is the `tokenizers` package reading the saved file; for texts it is the cleaner.
+The reference for ids is the `tokenizers` package reading the saved file, for texts it is the cleaner.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def test_no_text_gives_a_special_or_unused_id(tokenizer, text):
 
 
 def test_special_tokens_typed_in_a_text_are_ordinary_characters(tokenizer, segmented):
-    text = "終わり<|end_of_text|>と<0x41>と<|begin_of_text|>と<unk>と<|unused_0|>"
+    text = "おわり<|end_of_text|>と<0x41>と<|begin_of_text|>と<unk>と<|unused_0|>"
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert min(ids) >= 260
@@ -183,9 +183,10 @@ def test_the_vocabulary_has_the_promised_layout_and_size(tokenizer):
     assert len(tokenizer.character_counts) == 700 and not tokenizer.character_counts[[0, 1, 3]].any()
 
 
-def test_frequent_words_become_one_piece(tokenizer):
-    assert len(tokenizer.encode_segmented("急性 心筋 梗塞")) == 3
-    assert max(map(len, tokenizer.pieces[260:])) <= 16
+def test_frequent_words_become_one_piece(segmented, cleaner, analyzer):
+    roomy = trained(segmented, cleaner, analyzer, vocab_size=1000)
+    assert len(roomy.encode_segmented("急性 心筋 梗塞 aspirin")) == 4
+    assert max(len(piece) for piece in roomy.pieces[260:] if not piece.startswith("<|")) <= 16
 
 
 def test_too_little_text_leaves_unused_entries_and_a_warning_that_counts_them(segmented, cleaner, analyzer):
@@ -387,7 +388,7 @@ def test_a_changed_vocabulary_is_refused(saved):
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
 def test_broken_metadata_is_refused_by_name(saved, content):
     (saved / METADATA_FILE).write_bytes(content)
-    with pytest.raises(ValueError, match="ncvc_tokenizer.json.*(JSON|UTF-8|object)"):
+    with pytest.raises(ValueError, match=r"ncvc_tokenizer\.json.*(JSON|UTF-8|object)"):
         Tokenizer.load(saved)
 
 
@@ -424,7 +425,7 @@ def test_another_dictionary_version_is_refused_with_the_package_to_install(saved
 
 def test_facts_that_contradict_the_files_are_refused(saved, analyzer):
     change(saved, fingerprint="0" * 64)
-    with pytest.raises(ValueError, match="was changed.*fingerprint"):
+    with pytest.raises(ValueError, match=r"was changed.*fingerprint"):
         Tokenizer.load(saved)
 
 

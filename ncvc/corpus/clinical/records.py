@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from random import Random
 
-from ncvc.corpus.clinical_case import Case, finding_sentence, join, some, vital_text
-from ncvc.corpus.clinical_lexicon import Disease
+from ncvc.corpus.clinical.case import Case, finding_sentence, join, some, vital_text
+from ncvc.corpus.clinical.lexicon import Disease
 
 _TREATMENTS_THAT_GO_ON = ("リハビリテーション", "訓練", "指導", "ケア", "制限", "管理", "支援")
 _INVASIVE = ("冠動脈造影検査", "脳血管撮影")

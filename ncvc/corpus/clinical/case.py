@@ -2,7 +2,7 @@
 
 Everything about a case is drawn from the rows of its disease with the random generator that is handed in,
 so values fit the disease, the age and the sex. Costs some ten microseconds a case. Knows nothing of
-document kinds (`clinical_records`), and no real patient stands behind a case. Synthetic text for
+document kinds (`records`), and no real patient stands behind a case. Synthetic text for
 demonstration, not medical advice.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from ncvc.corpus.clinical_lexicon import DISEASES, DRUGS, Disease, Drug, Examination, LabFinding
+from ncvc.corpus.clinical.lexicon import DISEASES, DRUGS, Disease, Drug, Examination, LabFinding
 
 # Drugs of which a patient gets at most one: the same purpose, or one follows the other.
 _ALTERNATIVES = (

@@ -1,7 +1,7 @@
 """Synthetic Japanese clinical text for the quickstart: nine kinds of document from a small lexicon.
 
 **Every document is invented, for demonstration: no patient stands behind it, and nothing in it is medical
-advice.** The lexicon (`clinical_lexicon`) and every sentence pattern were written for this repository; no
+advice.** The lexicon (`lexicon`) and every sentence pattern were written for this repository; no
 data were copied from anywhere. A disease appears with its own symptoms, signs, values, findings, drugs and
 complications, at an age and a sex it occurs in.
 
@@ -19,8 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 from random import Random
 
-from ncvc.corpus import clinical_articles, clinical_questions, clinical_records, clinical_reports
-from ncvc.corpus.clinical_lexicon import DISEASES, DRUGS, EXAMINATIONS
+from ncvc.corpus.clinical import articles, questions, records, reports
+from ncvc.corpus.clinical.lexicon import DISEASES, DRUGS, EXAMINATIONS
 from ncvc.corpus.documents import Document
 
 _INPATIENT = tuple(name for name, disease in DISEASES.items() if disease.setting != "慢")
@@ -31,15 +31,15 @@ _IMAGED = tuple(
 
 # kind: (documents of it in a block, the names it can be about, their table, the function that writes it)
 _KINDS: dict[str, tuple[int, tuple[str, ...], dict, Callable[..., str]]] = {
-    "case_summary": (4, tuple(DISEASES), DISEASES, clinical_records.case_summary),
-    "discharge_summary": (3, _INPATIENT, DISEASES, clinical_records.discharge_summary),
-    "outpatient_note": (4, _OUTPATIENT, DISEASES, clinical_records.outpatient_note),
-    "imaging_report": (2, _IMAGED, DISEASES, clinical_reports.imaging_report),
-    "nursing_record": (2, _INPATIENT, DISEASES, clinical_reports.nursing_record),
-    "disease_article": (3, tuple(DISEASES), DISEASES, clinical_articles.disease_article),
-    "drug_article": (3, tuple(DRUGS), DRUGS, clinical_articles.drug_article),
-    "examination_article": (1, tuple(EXAMINATIONS), EXAMINATIONS, clinical_articles.examination_article),
-    "patient_questions": (3, tuple(DISEASES), DISEASES, clinical_questions.patient_questions),
+    "case_summary": (4, tuple(DISEASES), DISEASES, records.case_summary),
+    "discharge_summary": (3, _INPATIENT, DISEASES, records.discharge_summary),
+    "outpatient_note": (4, _OUTPATIENT, DISEASES, records.outpatient_note),
+    "imaging_report": (2, _IMAGED, DISEASES, reports.imaging_report),
+    "nursing_record": (2, _INPATIENT, DISEASES, reports.nursing_record),
+    "disease_article": (3, tuple(DISEASES), DISEASES, articles.disease_article),
+    "drug_article": (3, tuple(DRUGS), DRUGS, articles.drug_article),
+    "examination_article": (1, tuple(EXAMINATIONS), EXAMINATIONS, articles.examination_article),
+    "patient_questions": (3, tuple(DISEASES), DISEASES, questions.patient_questions),
 }
 KINDS = tuple(_KINDS)
 _BLOCK = tuple(kind for kind, (weight, *_) in _KINDS.items() for _ in range(weight))

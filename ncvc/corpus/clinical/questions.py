@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from random import Random
 
-from ncvc.corpus.clinical_case import complaints, join, regimen, some
-from ncvc.corpus.clinical_lexicon import Disease
+from ncvc.corpus.clinical.case import complaints, join, regimen, some
+from ncvc.corpus.clinical.lexicon import Disease
 
 
 def patient_questions(rng: Random, disease: Disease) -> str:

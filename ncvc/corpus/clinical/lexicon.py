@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from ncvc.corpus.clinical_diseases import DISEASE_ROWS
-from ncvc.corpus.clinical_drugs import DRUG_ROWS
+from ncvc.corpus.clinical.diseases import DISEASE_ROWS
+from ncvc.corpus.clinical.drugs import DRUG_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Examination:
 
 @dataclass(frozen=True, slots=True)
 class Disease:
-    """One disease with everything a coherent document about it may name (fields: see `clinical_diseases`)."""
+    """One disease with everything a coherent document about it may name (fields: see `diseases`)."""
 
     name: str
     department: str

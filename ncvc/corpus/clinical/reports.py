@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from random import Random
 
-from ncvc.corpus.clinical_case import (
+from ncvc.corpus.clinical.case import (
     CONSIDERED,
     INJECTED,
     Case,
@@ -20,7 +20,7 @@ from ncvc.corpus.clinical_case import (
     some,
     vital_text,
 )
-from ncvc.corpus.clinical_lexicon import Disease, Examination
+from ncvc.corpus.clinical.lexicon import Disease, Examination
 
 _MEASURABLE = ("結節", "腫瘤", "嚢胞", "胸腺腫", "空洞性陰影", "結節影")
 _WORDLESS = (

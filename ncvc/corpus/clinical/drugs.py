@@ -1,6 +1,6 @@
 """The drug table behind the synthetic clinical samples: one line per drug, written for this repository.
 
-Costs nothing until `clinical_lexicon` parses it. Doses are common adult doses in rising order, simplified;
+Costs nothing until `lexicon` parses it. Doses are common adult doses in rising order, simplified;
 side effects and cautions are a selection. For demonstration only, not medical advice: never dose a patient
 from this table. A drug's indications are not stored here: they are the diseases whose rows name it.
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from random import Random
 
-from ncvc.corpus.clinical_case import complaints, finding_sentence, join, regimen, some
-from ncvc.corpus.clinical_lexicon import (
+from ncvc.corpus.clinical.case import complaints, finding_sentence, join, regimen, some
+from ncvc.corpus.clinical.lexicon import (
     DISEASES_OF_DRUG,
     FINDINGS_OF_EXAMINATION,
     Disease,

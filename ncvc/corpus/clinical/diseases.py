@@ -1,6 +1,6 @@
 """The disease table behind the synthetic clinical samples, written for this repository.
 
-Costs a few kilobytes and no time until `clinical_lexicon` parses it. Rows hold textbook-level facts in the
+Costs a few kilobytes and no time until `lexicon` parses it. Rows hold textbook-level facts in the
 author's own words, chosen so that generated sentences stay coherent; they are for demonstration and are not
 medical advice.
 

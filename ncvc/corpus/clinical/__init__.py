@@ -1,0 +1,1 @@
+"""Synthetic Japanese clinical text written for this repository: the quickstart's corpus (``samples`` is its door)."""
