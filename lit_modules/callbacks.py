@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
@@ -33,7 +32,12 @@ class _EveryStep(Callback):
         self._last_step = trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: lightning.LightningModule, outputs: Any, batch: Any, batch_index: int
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_index: int,
     ) -> None:
         if trainer.global_step != self._last_step:
             self._last_step = trainer.global_step
@@ -128,7 +132,10 @@ class HeldOutReport(Callback):
         step = trainer.global_step
         self.series.append({"step": step, **module.held_out})
         if trainer.is_global_zero:
-            nats, bits = module.held_out["held_out/nats_per_token"], module.held_out["held_out/bits_per_character"]
+            nats, bits = (
+                module.held_out["held_out/nats_per_token"],
+                module.held_out["held_out/bits_per_character"],
+            )
             tqdm.write(f"step {step}: held-out {nats:.4f} nats per token, {bits:.4f} bits per character")
 
 

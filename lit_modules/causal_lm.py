@@ -122,7 +122,10 @@ class CausalLM(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.make_optimizer(self.network)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.make_schedule(optimizer), "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_schedule(optimizer), "interval": "step"},
+        }
 
     def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
         """Step without a metric; overridden so that any scheduler class is accepted."""

@@ -34,9 +34,7 @@ def bench(config: DictConfig) -> None:
         "bf16": "bf16" in str(config.trainer.precision),
         "activation_checkpointing": config.module.activation_checkpointing,
     }
-    figures = plan(
-        instantiate(config.model), run=run_facts, gpu=config.bench.gpu, utilization=config.bench.utilization
-    )
+    figures = plan(instantiate(config.model), run=run_facts, gpu=config.bench.gpu, utilization=config.bench.utilization)
     print(json.dumps(figures, indent=2) if config.bench.json else plan_as_table(figures))
 
 
@@ -45,7 +43,9 @@ def main(arguments: list[str]) -> None:
     if not arguments or (arguments[0] not in COMMANDS and not arguments[0].startswith("-")):
         given = arguments[0] if arguments else "nothing"
         raise SystemExit(f"ncvc.bench: {given!r} is no command; use one of: {', '.join(COMMANDS)}.")
-    command, rest = ([], arguments) if arguments[0].startswith("-") else ([f"bench.command={arguments[0]}"], arguments[1:])
+    command, rest = (
+        ([], arguments) if arguments[0].startswith("-") else ([f"bench.command={arguments[0]}"], arguments[1:])
+    )
     run(bench, config_name="bench", arguments=[*command, *rest])
 
 

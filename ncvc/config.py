@@ -85,7 +85,9 @@ def problems_of(config: DictConfig) -> list[str]:
     for group in ("callbacks", "logger"):
         for name, entry in (_plain(config, group) or {}).items():
             if entry is not None and (not isinstance(entry, Mapping) or "_target_" not in entry):
-                found.append(f"{group}.{name}: has no _target_, so it would be ignored; name its class or set it to null.")
+                found.append(
+                    f"{group}.{name}: has no _target_, so it would be ignored; name its class or set it to null."
+                )
     told = {text.partition(": ")[2]: text for text in reversed([*found, *_cross_problems(config)])}
     return list(reversed(told.values()))  # one refusing resolver stops every key that uses it: told once
 
@@ -201,8 +203,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if (origin or hint) in (list, tuple):
         wanted = [argument for argument in arguments if argument is not Ellipsis]
         items_fit = isinstance(value, list | tuple) and (
-            not wanted
-            or all(_fits(item, wanted[min(place, len(wanted) - 1)]) for place, item in enumerate(value))
+            not wanted or all(_fits(item, wanted[min(place, len(wanted) - 1)]) for place, item in enumerate(value))
         )
         fixed = (origin or hint) is tuple and arguments and Ellipsis not in arguments
         return items_fit and (not fixed or len(value) == len(arguments))
@@ -237,7 +238,10 @@ def _cross_problems(config: DictConfig) -> list[str]:
     every = config.get("validate_every")
     if isinstance(every, int) and every < 1:
         found.append(f"validate_every={every}: must be at least 1 optimizer step.")
-    steps, warmup = _readable(config, "trainer").get("max_steps"), _readable(config, "schedule").get("warmup_steps")
+    steps, warmup = (
+        _readable(config, "trainer").get("max_steps"),
+        _readable(config, "schedule").get("warmup_steps"),
+    )
     if isinstance(steps, int) and steps < 1:
         found.append(f"trainer.max_steps={steps}: a run has at least one optimizer step; set it to 1 or more.")
     elif isinstance(steps, int) and isinstance(warmup, int) and warmup >= steps:
@@ -253,7 +257,9 @@ def _cross_problems(config: DictConfig) -> list[str]:
         found.append("data.source and data.sources are both set; keep one (data.sources=null or data.source=null).")
     fraction = data.get("validation_fraction")
     if isinstance(fraction, int | float) and not 0 < fraction < 1:
-        found.append(f"data.validation_fraction={fraction}: must lie between 0 and 1, both excluded; 0.01 holds out 1%.")
+        found.append(
+            f"data.validation_fraction={fraction}: must lie between 0 and 1, both excluded; 0.01 holds out 1%."
+        )
     return found
 
 
@@ -276,7 +282,9 @@ def check(config: DictConfig) -> None:
 def as_message(found: list[str]) -> str:
     """The problems as one numbered message."""
     noun = "problem" if len(found) == 1 else "problems"
-    return "\n".join([f"{len(found)} {noun} in the configuration:", *(f"  {n}. {text}" for n, text in enumerate(found, 1))])
+    return "\n".join(
+        [f"{len(found)} {noun} in the configuration:", *(f"  {n}. {text}" for n, text in enumerate(found, 1))]
+    )
 
 
 def run(task: Callable[[DictConfig], Any], *, config_name: str, arguments: list[str] | None = None) -> None:

@@ -1,7 +1,6 @@
 """Facts about the machine and the code that a run ran on, and the peak that its MFU is measured against."""
 
 import importlib.metadata
-import json
 import os
 import platform
 import resource
@@ -84,22 +83,3 @@ def _git(root: Path, *arguments: str) -> str | None:
         return None
     done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write ``record`` as indented UTF-8 JSON, complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(record, ensure_ascii=False, indent=2, default=str) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
-def require_disk(path: Path, *, needed: int, purpose: str, setting: str) -> None:
-    """``OSError`` when the disk that holds ``path`` has less than ``needed`` bytes free."""
-    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise OSError(
-            f"{purpose} needs about {needed / 1e9:.2f} GB and {existing} has {free / 1e9:.2f} GB free; free some space or "
-            f"set {setting} to a folder on another disk."
-        )

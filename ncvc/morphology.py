@@ -57,16 +57,12 @@ def sudachi_identity(*, mode: str = "C", dictionary: str = "core") -> dict[str, 
             f"analyzer.mode={mode!r} is not a Sudachi split mode; set A, B or C (C keeps the longest words)"
         )
     if dictionary not in DICTIONARIES:
-        raise ValueError(
-            f"analyzer.dictionary={dictionary!r} is not a Sudachi dictionary; set core, small or full"
-        )
+        raise ValueError(f"analyzer.dictionary={dictionary!r} is not a Sudachi dictionary; set core, small or full")
     return {
         "name": "sudachi",
         "mode": mode,
         "dictionary": dictionary,
-        "dictionary_version": _installed_version(
-            f"sudachidict-{dictionary}", f"analyzer.dictionary={dictionary}"
-        ),
+        "dictionary_version": _installed_version(f"sudachidict-{dictionary}", f"analyzer.dictionary={dictionary}"),
         "version": _installed_version("sudachipy", "analyzer.name=sudachi"),
     }
 
@@ -158,9 +154,7 @@ def check_identity(recorded: Mapping[str, str]) -> None:
     """Raise `ValueError` unless the analyser installed here is the recorded one (R36: another version cuts
     words elsewhere)."""
     if recorded.get("name") != "sudachi":
-        raise ValueError(
-            f"the recorded analyser is {recorded.get('name')!r}; this version of ncvc has only 'sudachi'"
-        )
+        raise ValueError(f"the recorded analyser is {recorded.get('name')!r}; this version of ncvc has only 'sudachi'")
     missing = [key for key in ("mode", "dictionary", "dictionary_version", "version") if key not in recorded]
     if missing:
         raise ValueError(f"the recorded analyser identity lacks {', '.join(missing)}: {dict(recorded)}")
@@ -169,15 +163,12 @@ def check_identity(recorded: Mapping[str, str]) -> None:
     wrong = {key: package for key, package in packages.items() if recorded[key] != installed[key]}
     if wrong:
         found = "; ".join(
-            f"{package} {recorded[key]} is recorded, {installed[key]} is installed"
-            for key, package in wrong.items()
+            f"{package} {recorded[key]} is recorded, {installed[key]} is installed" for key, package in wrong.items()
         )
         cure = " ".join(f"{package}=={recorded[key]}" for key, package in wrong.items())
         raise ValueError(f"another analyser would cut words elsewhere: {found}; run: pip install {cure}")
     if dict(recorded) != installed:
-        raise ValueError(
-            f"the recorded analyser identity {dict(recorded)} differs from what is installed: {installed}"
-        )
+        raise ValueError(f"the recorded analyser identity {dict(recorded)} differs from what is installed: {installed}")
 
 
 def analyzer_from_identity(identity: Mapping[str, str]) -> Analyzer:

@@ -67,7 +67,13 @@ class MemoryEstimate:
 
 
 def memory_per_gpu(
-    config: ModelConfig, *, micro_batch_size: int, ranks: int, zero_stage: int, bf16: bool, activation_checkpointing: bool
+    config: ModelConfig,
+    *,
+    micro_batch_size: int,
+    ranks: int,
+    zero_stage: int,
+    bf16: bool,
+    activation_checkpointing: bool,
 ) -> MemoryEstimate:
     """Tensor bytes on one GPU while training.
 
@@ -94,9 +100,7 @@ def memory_per_gpu(
     )
 
 
-def days_of_training(
-    config: ModelConfig, *, tokens: float, peak_tflops: float, utilization: float, gpus: int
-) -> float:
+def days_of_training(config: ModelConfig, *, tokens: float, peak_tflops: float, utilization: float, gpus: int) -> float:
     """Days for ``tokens`` training tokens at a given MFU (causal count) on ``gpus`` devices of ``peak_tflops``."""
     return tokens * flops_per_token(config).causal / (peak_tflops * 1e12 * utilization * gpus) / 86_400
 
@@ -148,7 +152,10 @@ def plan_as_table(figures: Mapping[str, Any]) -> str:
             f"{figures['batch_size']} rows = {figures['micro_batch_size']} per GPU x {figures['gpus']} GPU(s) x "
             f"{figures['accumulation']} accumulated",
         ),
-        ("tokens per step", f"{figures['tokens_per_step']:,} = {figures['batch_size']} x {figures['context_length']}"),
+        (
+            "tokens per step",
+            f"{figures['tokens_per_step']:,} = {figures['batch_size']} x {figures['context_length']}",
+        ),
         ("steps", f"{figures['max_steps']:,}"),
         ("tokens seen", f"{figures['tokens_seen'] / 1e9:.2f} B"),
         ("FLOPs per token, causal attention", f"{figures['flops_per_token_causal'] / 1e9:.3f} G"),

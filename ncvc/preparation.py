@@ -125,7 +125,12 @@ def _prepare(
         folder = home / "tokens" / f"{name}-{key}"
         if not _complete(folder):
             pack_corpus(
-                store, tokenizer=loaded, directory=folder, validation_fraction=validation_fraction, seed=seed, progress=progress
+                store,
+                tokenizer=loaded,
+                directory=folder,
+                validation_fraction=validation_fraction,
+                seed=seed,
+                progress=progress,
             )
         train[name], validation[name] = folder / "train", folder / "validation"
     return Prepared(tokenizer=directory, train=train, validation=validation)

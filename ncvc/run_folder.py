@@ -9,7 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ncvc.environment import environment_record, require_disk, write_json
+from ncvc.environment import environment_record
+from ncvc.storage import require_free_space, write_json
 
 _BYTES_PER_PARAMETER = 14  # bf16 weights, fp32 master and two moments
 
@@ -17,11 +18,10 @@ _BYTES_PER_PARAMETER = 14  # bf16 weights, fp32 master and two moments
 def start_run(config: DictConfig, *, data: Any, parameters: int) -> None:
     """Check the disk, then record configuration, environment and data before the first step (call it on one rank)."""
     folder = Path(config.paths.run)
-    require_disk(
+    require_free_space(
         folder,
-        needed=4 * parameters + _checkpoints(config) * _BYTES_PER_PARAMETER * parameters,
-        purpose=f"this run's {_checkpoints(config)} checkpoint(s) and model directory",
-        setting="NCVC_HOME (or paths.home)",
+        4 * parameters + _checkpoints(config) * _BYTES_PER_PARAMETER * parameters,
+        what=f"the model directory and {_checkpoints(config)} checkpoint(s) of this run",
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
@@ -49,7 +49,11 @@ def start_run(config: DictConfig, *, data: Any, parameters: int) -> None:
 
 def _checkpoints(config: DictConfig) -> int:
     every = next(
-        (node.every_n_train_steps for node in (config.callbacks or {}).values() if node and "every_n_train_steps" in node),
+        (
+            node.every_n_train_steps
+            for node in (config.callbacks or {}).values()
+            if node and "every_n_train_steps" in node
+        ),
         None,
     )
     return 0 if not every else config.trainer.max_steps // every + 1
@@ -79,8 +83,14 @@ def summary(result: dict[str, Any], *, run_folder: str) -> str:
     """The result as the lines a reader wants to see last."""
     lines = [""]
     if result["held_out_before"] is not None:
-        for name, words in (("bits_per_character", "bits per character"), ("nats_per_token", "nats per token")):
-            before, after = result["held_out_before"][f"held_out/{name}"], result["held_out_after"][f"held_out/{name}"]
+        for name, words in (
+            ("bits_per_character", "bits per character"),
+            ("nats_per_token", "nats per token"),
+        ):
+            before, after = (
+                result["held_out_before"][f"held_out/{name}"],
+                result["held_out_after"][f"held_out/{name}"],
+            )
             lines.append(f"held-out {words:<20} {before:8.4f} before   {after:8.4f} after")
         lines.append(f"unigram model of the same text {result['unigram_bits_per_character']:5.4f} bits per character")
     lines += [f"\n{text}" for text in result["samples"].values()]

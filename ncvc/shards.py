@@ -33,9 +33,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from tqdm import tqdm
 
-from ncvc.corpus.segmented import (
-    SegmentedCorpus,
-    SegmentedDocument,
+from ncvc.corpus.segmented import SegmentedCorpus, SegmentedDocument
+from ncvc.storage import (
     atomic_directory,
     check_file,
     file_record,
@@ -202,9 +201,7 @@ class TokenFile:
         return TokenFile.open, (self.directory,)
 
     @classmethod
-    def open(
-        cls, directory: Path, *, expected_tokenizer: str | None = None, verify: bool = False
-    ) -> TokenFile:
+    def open(cls, directory: Path, *, expected_tokenizer: str | None = None, verify: bool = False) -> TokenFile:
         """Open the token file `directory`.
 
         `expected_tokenizer` is the fingerprint of the tokenizer in use. Always checked: format, sizes, and a
@@ -214,9 +211,7 @@ class TokenFile:
         directory = Path(directory)
         manifest = read_manifest(directory, manifest_format=FORMAT, version=VERSION)
         if missing := sorted(_MANIFEST_KEYS - manifest.keys()):
-            raise ValueError(
-                f"{directory / 'manifest.json'} lacks {', '.join(missing)}; prepare the data again"
-            )
+            raise ValueError(f"{directory / 'manifest.json'} lacks {', '.join(missing)}; prepare the data again")
         made_with = manifest["tokenizer_fingerprint"]
         if expected_tokenizer is not None and made_with != expected_tokenizer:
             raise ValueError(
@@ -228,9 +223,7 @@ class TokenFile:
             check_file(directory / name, manifest["files"][name], verify=verify)
         dtype = np.dtype(manifest["dtype"])
         if manifest["files"]["tokens.bin"]["bytes"] != manifest["tokens"] * dtype.itemsize:
-            raise ValueError(
-                f"{directory}: tokens.bin and its manifest disagree on its length; prepare the data again"
-            )
+            raise ValueError(f"{directory}: tokens.bin and its manifest disagree on its length; prepare the data again")
         # Plain arrays over the maps: numpy's memmap class makes every slice several times slower.
         tokens = np.memmap(directory / "tokens.bin", dtype=dtype, mode="r").view(np.ndarray)
         starts = np.load(directory / "documents.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray)
@@ -271,9 +264,7 @@ def pack_corpus(
     """
     directory = Path(directory)
     if not 0.0 < validation_fraction < 1.0:
-        raise ValueError(
-            f"data.validation_fraction={validation_fraction} must lie between 0 and 1, for example 0.01"
-        )
+        raise ValueError(f"data.validation_fraction={validation_fraction} must lie between 0 and 1, for example 0.01")
     _check_made_for(corpus, tokenizer)
     itemsize = 2 if tokenizer.vocab_size <= 1 << 16 else 4
     # An upper guess: one token for each character, of 3 bytes in Japanese.
@@ -351,17 +342,11 @@ class PackedWindows:
     context length. Raises ValueError if the file is too small for one window.
     """
 
-    def __init__(
-        self, token_file: TokenFile, *, context_length: int, packing: Packing = "concatenate"
-    ) -> None:
+    def __init__(self, token_file: TokenFile, *, context_length: int, packing: Packing = "concatenate") -> None:
         if packing not in get_args(Packing):
-            raise ValueError(
-                f"data.packing={packing!r} is not known; set one of {', '.join(get_args(Packing))}"
-            )
+            raise ValueError(f"data.packing={packing!r} is not known; set one of {', '.join(get_args(Packing))}")
         if context_length < 1:
-            raise ValueError(
-                f"data.context_length={context_length} must be at least 1, for example 2048 (R61)"
-            )
+            raise ValueError(f"data.context_length={context_length} must be at least 1, for example 2048 (R61)")
         self.token_file, self.context_length, self.packing = token_file, context_length, packing
         tokens, width = token_file.tokens_array, context_length + 1
         if packing == "concatenate":

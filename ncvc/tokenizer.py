@@ -216,9 +216,7 @@ class Tokenizer:
         text are split out there."""
         model = tokenizers.Tokenizer(models.Unigram(self._scored, unk_id=UNKNOWN_ID, byte_fallback=True))
         model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        model.decoder = decoders.Sequence(
-            [decoders.ByteFallback(), decoders.Fuse(), decoders.Replace(SPACE, " ")]
-        )
+        model.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Replace(SPACE, " ")])
         model.add_special_tokens(
             [AddedToken(token, normalized=False, special=True) for token in (BEGIN_OF_TEXT, END_OF_TEXT)]
         )
@@ -265,13 +263,10 @@ class Tokenizer:
                 f"{directory / METADATA_FILE} has format version {facts.get('format_version')!r}, but this ncvc "
                 f"reads {FORMAT_VERSION}: use the version that wrote it, or train the tokenizer again"
             )
-        lacking = [
-            key for key in ("cleaner", "analyzer", "sha256", "fingerprint", "vocab_size") if key not in facts
-        ]
+        lacking = [key for key in ("cleaner", "analyzer", "sha256", "fingerprint", "vocab_size") if key not in facts]
         if lacking:
             raise ValueError(
-                f"{directory / METADATA_FILE} lacks {', '.join(lacking)}; "
-                "restore the file or train the tokenizer again"
+                f"{directory / METADATA_FILE} lacks {', '.join(lacking)}; restore the file or train the tokenizer again"
             )
         found, recorded = hashlib.sha256(model.encode("utf-8")).hexdigest(), facts["sha256"].get(MODEL_FILE)
         if found != recorded:
@@ -285,9 +280,7 @@ class Tokenizer:
         except (ValueError, ModuleNotFoundError) as error:
             raise type(error)(f"{directory / METADATA_FILE}: {error}") from error
         pieces = [(text, score) for text, score in json.loads(model)["model"]["vocab"]]
-        tokenizer = cls(
-            pieces, cleaner=cleaner, analyzer_identity=facts["analyzer"], training=facts.get("training")
-        )
+        tokenizer = cls(pieces, cleaner=cleaner, analyzer_identity=facts["analyzer"], training=facts.get("training"))
         if tokenizer.fingerprint != facts["fingerprint"] or tokenizer.vocab_size != facts["vocab_size"]:
             raise ValueError(
                 f"{directory / METADATA_FILE} was changed: it records fingerprint {facts['fingerprint']} and "
@@ -344,9 +337,7 @@ class _Counted:
             yield text
 
 
-def _fit(
-    scratch: tokenizers.Tokenizer, trainer: trainers.UnigramTrainer, texts: _Counted, *, vocab_size: int
-) -> None:
+def _fit(scratch: tokenizers.Tokenizer, trainer: trainers.UnigramTrainer, texts: _Counted, *, vocab_size: int) -> None:
     """Run the training; its refusals (every distinct character needs a piece, no text at all) become errors
     that say what to set."""
     try:
@@ -361,9 +352,7 @@ def _fit(
             f"set tokenizer.vocab_size to at least {needed} (the report: 32768) or train on text with fewer distinct characters"
         ) from error
     if not texts.alphabet - set(" \n"):
-        raise ValueError(
-            "the training text of the tokenizer is empty; check the corpus named by tokenizer.corpus"
-        )
+        raise ValueError("the training text of the tokenizer is empty; check the corpus named by tokenizer.corpus")
 
 
 def _fixed_entries() -> list[tuple[str, float]]:
@@ -441,9 +430,7 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it from a saved tokenizer") from error
     if not isinstance(facts, dict):
-        raise ValueError(
-            f"{path} holds {type(facts).__name__}, not an object; restore it from a saved tokenizer"
-        )
+        raise ValueError(f"{path} holds {type(facts).__name__}, not an object; restore it from a saved tokenizer")
     return facts
 
 

@@ -72,8 +72,7 @@ def rounding(backend: str, shape, device: str = "cpu", **arguments) -> list[floa
     expected = with_gradients(run("sdpa"), exact, upstream.double())
     result = with_gradients(run(backend), tensors, upstream)
     return [
-        float((ours.double() - wanted).square().mean().sqrt())
-        for ours, wanted in zip(result, expected, strict=True)
+        float((ours.double() - wanted).square().mean().sqrt()) for ours, wanted in zip(result, expected, strict=True)
     ]
 
 
@@ -260,9 +259,7 @@ def test_the_gradient_of_blocked_attention_with_dropout_equals_finite_difference
 
 def test_a_second_derivative_of_blocked_attention_is_refused_not_wrong():
     tensors, _ = inputs((1, 2, 1, 5, 4))
-    (gradient,) = torch.autograd.grad(
-        blocked_attention(*tensors).square().sum(), tensors[:1], create_graph=True
-    )
+    (gradient,) = torch.autograd.grad(blocked_attention(*tensors).square().sum(), tensors[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
         gradient.sum().backward()
 
@@ -299,9 +296,7 @@ def test_auto_takes_blocked_only_where_a_cpu_trains_on_whole_rows():
     (query, key, value), _ = inputs((1, 4, 2, 6, 8), dtype=torch.float32)
     name = lambda mixed: "" if mixed.grad_fn is None else type(mixed.grad_fn).__name__  # noqa: E731
     assert "Blocked" in name(attend(query, key, value)[0])
-    assert "Blocked" not in name(
-        attend(query, key, value, document_ids=torch.zeros(1, 6, dtype=torch.long))[0]
-    )
+    assert "Blocked" not in name(attend(query, key, value, document_ids=torch.zeros(1, 6, dtype=torch.long))[0])
     assert "Blocked" not in name(attend(query[:, :, -1:], key, value)[0])
     with torch.no_grad():
         torch.testing.assert_close(attend(query, key, value)[0], attend(query, key, value, backend="sdpa")[0])

@@ -24,16 +24,12 @@ from ncvc.corpus.cleaning import SEAM, Cleaner
 
 GUARDED, LITERAL = Cleaner(), Cleaner("literal")
 ALLOWED = set(characters.members(characters.ALLOWED)) | set(characters.members(characters.ALLOWED_ASTRAL))
-INVISIBLE = set(characters.members(characters.INVISIBLE)) | set(
-    characters.members(characters.INVISIBLE_ASTRAL)
-)
+INVISIBLE = set(characters.members(characters.INVISIBLE)) | set(characters.members(characters.INVISIBLE_ASTRAL))
 REPERTOIRE = set(characters.members(characters.REPERTOIRE)) | set(map(chr, range(0x80)))
-NUMBERED = (
-    "".join(  # ㋀ ㍘ ㏠: not circled, not superscript, not digits of another width, yet digits after NFKC
-        c
-        for c in characters.members("\u3200-\u33ff")
-        if c not in characters.CIRCLED and unicodedata.normalize("NFKC", c)[0].isdecimal()
-    )
+NUMBERED = "".join(  # ㋀ ㍘ ㏠: not circled, not superscript, not digits of another width, yet digits after NFKC
+    c
+    for c in characters.members("\u3200-\u33ff")
+    if c not in characters.CIRCLED and unicodedata.normalize("NFKC", c)[0].isdecimal()
 )
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 relaxed = settings(deadline=None, suppress_health_check=list(HealthCheck))
@@ -146,9 +142,7 @@ def plain_removals(text: str, *, guarded: bool) -> str:
     tail = r"[A-Za-z0-9\-._〜:/?#@!$&'*+=%]*[A-Za-z0-9/_〜=&#%+\-]"
     text = re.sub(r"[HhFfTt](ttps?|TTPS?|tps?|TPS?)://" + tail, SEAM, text)
     text = re.sub(r"(?<![A-Za-z0-9.\-])www\.[A-Za-z0-9\-]+\." + tail, SEAM, text)
-    mail = (
-        r"[A-Za-z0-9._%+\-]{1,64}@[A-Za-z0-9\-]{1,63}(\.[A-Za-z0-9\-]{1,63}){0,8}\.[A-Za-z]{2,24}(?![A-Za-z])"
-    )
+    mail = r"[A-Za-z0-9._%+\-]{1,64}@[A-Za-z0-9\-]{1,63}(\.[A-Za-z0-9\-]{1,63}){0,8}\.[A-Za-z]{2,24}(?![A-Za-z])"
     text = re.sub(r"(?<![A-Za-z0-9._%+\-])" + mail, SEAM, text)
     if not guarded:
         text = re.sub("(?<![A-Za-z0-9])@[A-Za-z0-9_]+", SEAM, text)
@@ -189,11 +183,7 @@ def plain_tags(line: str) -> str:
 # --- rules and examples ---
 @pytest.mark.parametrize(
     ("cleaner", "rule"),
-    [
-        pytest.param(c, r, id=f"{c.identity['rules']}: {r.name}")
-        for c in (GUARDED, LITERAL)
-        for r in c.ordered_rules
-    ],
+    [pytest.param(c, r, id=f"{c.identity['rules']}: {r.name}") for c in (GUARDED, LITERAL) for r in c.ordered_rules],
 )
 def test_every_rule_does_what_its_examples_say(cleaner, rule):
     assert rule.examples
@@ -375,9 +365,7 @@ def test_no_measurement_is_lost_or_joined_to_another(opening, figure, closing, w
 
 @relaxed
 @given(
-    st.lists(
-        st.tuples(number, st.sampled_from(["mg", "%", "mL", "℃", ""])).map("".join), min_size=2, max_size=4
-    ),
+    st.lists(st.tuples(number, st.sampled_from(["mg", "%", "mL", "℃", ""])).map("".join), min_size=2, max_size=4),
     st.sampled_from(["😀", "한", "😀한😀", " https://a.jp/ ", " a@b.co.jp ", "\ue000", "\ufffd", " "]),
 )
 def test_neighbouring_measurements_stay_apart(figures, between):
@@ -430,9 +418,7 @@ def test_identity_names_the_rules_and_survives_pickling_and_a_new_process():
     copy = pickle.loads(pickle.dumps(LITERAL))
     assert copy.identity == LITERAL.identity and copy("３８．５") == "38。5"
     code = "from ncvc.corpus.cleaning import Cleaner; print(Cleaner().identity['sha256'])"
-    fresh = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert fresh == GUARDED.identity["sha256"]
 
 

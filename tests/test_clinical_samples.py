@@ -13,7 +13,7 @@ from collections import Counter
 
 import pytest
 
-from ncvc.corpus import lexicon
+from ncvc.corpus.clinical import lexicon
 from ncvc.corpus.clinical.lexicon import DISEASES, DISEASES_OF_DRUG, DRUGS, EXAMINATIONS, LABS
 from ncvc.corpus.clinical.samples import KINDS, generate_documents, plan_document, write_clinical_samples
 from ncvc.corpus.documents import Document
@@ -189,11 +189,7 @@ def test_drugs_belong_to_a_disease_that_the_document_names(about):
         named = [disease for disease in DISEASES.values() if disease.name in text]
         own = {drug.name for disease in named for drug in disease.drugs}
         for name in DRUGS:
-            if (
-                re.search(f"(?<![ァ-ヶー・]){name}（", text)
-                or f"{name}は、" in text
-                or f"{name}による" in text
-            ):
+            if re.search(f"(?<![ァ-ヶー・]){name}（", text) or f"{name}は、" in text or f"{name}による" in text:
                 assert name in own, (name, text)
                 checked += 1
     assert checked > 5000
@@ -276,9 +272,7 @@ def test_laboratory_values_are_in_the_range_of_the_disease_and_on_the_side_that_
 
 def test_values_after_treatment_move_towards_the_normal_range(about):
     checked = 0
-    pattern = re.compile(
-        "(" + "|".join(map(re.escape, LABS)) + r")は([0-9.]+)から([0-9.]+)[^0-9]*へ(低下|上昇)"
-    )
+    pattern = re.compile("(" + "|".join(map(re.escape, LABS)) + r")は([0-9.]+)から([0-9.]+)[^0-9]*へ(低下|上昇)")
     for _, _, text in about:
         for name, before, after, verb in pattern.findall(text):
             lowest, highest = LABS[name].normal
@@ -354,9 +348,7 @@ def test_a_drug_article_names_only_diseases_that_the_drug_treats(about):
     for kind, topic, text in about:
         if kind == "drug_article":
             treated = {disease.name for disease in DISEASES_OF_DRUG[topic]}
-            told = re.search(
-                r"(?:適応となる疾患には(.+?)がある|。(?:[^。]*?\n)?([^。\n]+?)の治療に用いられる)", text
-            )
+            told = re.search(r"(?:適応となる疾患には(.+?)がある|。(?:[^。]*?\n)?([^。\n]+?)の治療に用いられる)", text)
             names = re.split("[、や]", told[1] or told[2])
             assert names
             assert set(names) <= treated, text

@@ -113,7 +113,12 @@ def test_the_full_run_is_the_reports_figure_by_figure(composed):
     assert found == expected
     assert config.trainer.strategy._target_ == "lit_modules.strategies.ZeroStage2Strategy"
     for_tokenizer = {name: source.for_tokenizer for name, source in config.data.sources.items()}
-    assert for_tokenizer == {"wikipedia": True, "oscar": False, "medical_web": True, "medical_synthetic": True}  # R35
+    assert for_tokenizer == {
+        "wikipedia": True,
+        "oscar": False,
+        "medical_web": True,
+        "medical_synthetic": True,
+    }  # R35
 
 
 @pytest.mark.parametrize("number", sorted(REPORT))
@@ -147,7 +152,14 @@ def test_cfg_job_prints_the_composed_run_without_starting_it():
 
 
 def test_bench_plan_prints_the_reports_arithmetic():
-    command = [sys.executable, "-m", "ncvc.bench", "plan", "experiment=pretrain_1b", "bench.utilization=0.204"]
+    command = [
+        sys.executable,
+        "-m",
+        "ncvc.bench",
+        "plan",
+        "experiment=pretrain_1b",
+        "bench.utilization=0.204",
+    ]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=CONF_DIRECTORY.parent).stdout
     assert "1,191,282,688 (2.22 GiB in bf16)" in printed
     assert "1024 rows = 8 per GPU x 4 GPU(s) x 32 accumulated" in printed

@@ -49,7 +49,10 @@ def test_a_good_command_line_has_no_problems():
         ("+surprise=1", ["surprise", "no such key"]),
         ("+callbacks.mine.speed=3", ["callbacks.mine", "_target_"]),
         ("+callbacks.held_out.colour=red", ["callbacks.held_out.colour", "no such setting"]),
-        ("logger.tensorboard._target_=lightning.Nothing", ["logger.tensorboard._target_", "cannot be imported"]),
+        (
+            "logger.tensorboard._target_=lightning.Nothing",
+            ["logger.tensorboard._target_", "cannot be imported"],
+        ),
         ("optimizer._target_=no.such.module", ["optimizer._target_", "cannot be imported"]),
         ("model.vocab_size=???", ["model.vocab_size", "a value is needed"]),
     ],
@@ -62,7 +65,12 @@ def test_each_problem_names_what_was_set_and_what_to_set(argument, words):
 
 def test_all_problems_of_a_command_line_are_told_at_once():
     messages = told(
-        "experiment=quickstart", "sed=7", "seed=abc", "model.head_dim=33", "optimizer.lr=1", "data.batch_size=9"
+        "experiment=quickstart",
+        "sed=7",
+        "seed=abc",
+        "model.head_dim=33",
+        "optimizer.lr=1",
+        "data.batch_size=9",
     )
     for words in ("sed=7", "seed='abc'", "model.head_dim=33", "optimizer.lr=1", "data.batch_size=9"):
         assert sum(words in message for message in messages) == 1, (words, messages)
@@ -103,7 +111,8 @@ def test_the_program_ends_with_the_list_and_without_a_stack_trace():
 
 
 @pytest.mark.parametrize(
-    ("batch", "micro", "devices", "nodes", "expected"), [(1024, 8, 4, 1, 32), (256, 8, 1, 1, 32), (64, 8, 4, 2, 1)]
+    ("batch", "micro", "devices", "nodes", "expected"),
+    [(1024, 8, 4, 1, 32), (256, 8, 1, 1, 32), (64, 8, 4, 2, 1)],
 )
 def test_accumulation_is_the_batch_over_everything_in_parallel(batch, micro, devices, nodes, expected):
     assert accumulation(batch, micro, devices, nodes) == expected

@@ -9,7 +9,17 @@ ROOT = Path(__file__).resolve().parent.parent
 VERBS = {"ncvc.train", "ncvc.bench"}
 TENSOR_NOUNS = {"ncvc.model", "ncvc.planning", "ncvc.environment", "ncvc.run_folder"}
 HEAVY = {"flash_attn", "deepspeed", "pyarrow", "zstandard", "transformers", "datatrove", "fugashi", "umap"}
-TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "conf", "ncvc", "data_modules", "lit_modules", "tests", "notebooks"}
+TOP_LEVEL = {
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "conf",
+    "ncvc",
+    "data_modules",
+    "lit_modules",
+    "tests",
+    "notebooks",
+}
 
 FILES = sorted(path for package in ("ncvc", "data_modules", "lit_modules") for path in (ROOT / package).rglob("*.py"))
 
@@ -66,7 +76,9 @@ def test_verbs_are_short_programs():
 
 
 def test_nothing_visible_but_the_owners_top_level():
-    visible = {path.name for path in ROOT.iterdir() if not path.name.startswith(".") and not path.name.endswith(".egg-info")}
+    visible = {
+        path.name for path in ROOT.iterdir() if not path.name.startswith(".") and not path.name.endswith(".egg-info")
+    }
     assert visible <= TOP_LEVEL | {"outputs", "multirun", "build", "dist"}
 
 

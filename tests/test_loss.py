@@ -24,9 +24,7 @@ def plain(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> t
     return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
 
 
-def with_gradients(
-    function, hidden, weight, labels, *, factor: float = 1.0, **arguments
-) -> list[torch.Tensor]:
+def with_gradients(function, hidden, weight, labels, *, factor: float = 1.0, **arguments) -> list[torch.Tensor]:
     loss = function(hidden, weight, labels, **arguments)
     return [loss.detach(), *torch.autograd.grad(loss * factor, (hidden, weight))]
 

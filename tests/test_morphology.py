@@ -23,9 +23,7 @@ from ncvc.morphology import (
 )
 
 relaxed = settings(deadline=None, suppress_health_check=list(HealthCheck))
-anything = st.text(st.characters(codec=None, exclude_categories=()), max_size=80).filter(
-    lambda text: "\n" not in text
-)
+anything = st.text(st.characters(codec=None, exclude_categories=()), max_size=80).filter(lambda text: "\n" not in text)
 LINE = "患者は急性心筋梗塞で入院した。血圧120/80mmHg、体温37.5℃であった!翌日…退院。"
 
 
@@ -139,9 +137,7 @@ def test_segmenting_costs_no_more_than_a_bare_loop(analyzer):
     for _ in range(7):
         own.append(timed(lambda: [analyzer.segment(LINE) for _ in range(200)]))
         loop.append(
-            timed(
-                lambda: [[m.surface() for s in sentences for m in tokenizer.tokenize(s)] for _ in range(200)]
-            )
+            timed(lambda: [[m.surface() for s in sentences for m in tokenizer.tokenize(s)] for _ in range(200)])
         )
     assert min(own) < 1.25 * min(loop)
 
@@ -196,9 +192,7 @@ def test_a_missing_dictionary_package_is_named_with_its_cure(monkeypatch):
 def test_another_recorded_version_is_refused_with_both_versions_and_the_cure(analyzer):
     recorded = {**analyzer.identity, "dictionary_version": "20200101"}
     installed = analyzer.identity["dictionary_version"]
-    with pytest.raises(
-        ValueError, match=f"20200101 is recorded, {installed} is installed.*sudachidict-core==20200101"
-    ):
+    with pytest.raises(ValueError, match=f"20200101 is recorded, {installed} is installed.*sudachidict-core==20200101"):
         check_identity(recorded)
     with pytest.raises(ValueError, match=r"pip install sudachipy==0\.1"):
         analyzer_from_identity({**analyzer.identity, "version": "0.1"})

@@ -56,9 +56,7 @@ def test_frozen_parameters_are_left_out():
 def test_three_steps_equal_the_formula_of_adamw_in_fp64(fused):
     """Loshchilov and Hutter's update with decoupled decay, on fixed gradients and a changing rate."""
     model = build(init="wesar", qk_norm=True)
-    optimizer = adamw(
-        model, learning_rate=1e-2, betas=(0.9, 0.95), weight_decay=0.1, epsilon=1e-8, fused=fused
-    )
+    optimizer = adamw(model, learning_rate=1e-2, betas=(0.9, 0.95), weight_decay=0.1, epsilon=1e-8, fused=fused)
     rng = np.random.default_rng(0)
     values = {name: parameter.detach().double().numpy() for name, parameter in model.named_parameters()}
     first = {name: np.zeros_like(value) for name, value in values.items()}

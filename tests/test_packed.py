@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import SENTENCES, write_source
 from hydra.utils import instantiate
 
-from conftest import SENTENCES, write_source
 from data_modules.packed import HeldOutLoader, StepLoader
 
 
@@ -92,9 +92,7 @@ def test_truncated_rows_start_with_a_document(packed):
 
 def test_sources_mix_by_their_weights(tiny_run, tmp_path):
     write_source(tmp_path / "second.jsonl", documents=40)
-    mixed = (
-        f"{{one: {{path: {tmp_path / 'source.jsonl'}, weight: 0.75}}, two: {{path: {tmp_path / 'second.jsonl'}, weight: 0.25}}}}"
-    )
+    mixed = f"{{one: {{path: {tmp_path / 'source.jsonl'}, weight: 0.75}}, two: {{path: {tmp_path / 'second.jsonl'}, weight: 0.25}}}}"
     data = instantiate(tiny_run("data.source=null", f"data.sources={mixed}").data, _convert_="all")
     data.prepare_data()
     data.setup()
@@ -110,7 +108,9 @@ def test_held_out_rows_score_every_token_once_over_all_ranks(packed, world_size)
     for rank in range(world_size):
         for batch in HeldOutLoader(data, rank=rank, world_size=world_size):
             for inputs, labels in zip(batch["input_ids"], batch["labels"], strict=True):
-                assert (inputs[1:][labels[:-1] >= 0] == labels[:-1][labels[:-1] >= 0])[: int((labels >= 0).sum()) - 1].all()
+                assert (inputs[1:][labels[:-1] >= 0] == labels[:-1][labels[:-1] >= 0])[
+                    : int((labels >= 0).sum()) - 1
+                ].all()
                 scored += labels[labels >= 0].tolist()
     tokens = next(iter(data.validation.values())).tokens_array[1:].tolist()[: data.validation_tokens]
     assert sorted(scored) == sorted(tokens)
@@ -124,9 +124,7 @@ def test_no_document_is_in_training_and_held_out(packed):
         ("validation", next(iter(data.validation.values()))),
     ):
         starts = [*file.document_starts.tolist(), file.tokens]
-        texts[side] = {
-            tuple(file.tokens_array[a:b].tolist()) for a, b in zip(starts[:-1], starts[1:], strict=True)
-        }
+        texts[side] = {tuple(file.tokens_array[a:b].tolist()) for a, b in zip(starts[:-1], starts[1:], strict=True)}
     assert texts["train"].isdisjoint(texts["validation"])
     assert len(texts["train"]) + len(texts["validation"]) == 60
 

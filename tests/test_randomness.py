@@ -56,11 +56,7 @@ def test_mix_depends_on_order_number_and_every_value():
 
 
 def test_one_changed_bit_changes_about_half_of_the_result():
-    flips = [
-        (mix(5, value) ^ mix(5, value ^ (1 << bit))).bit_count()
-        for value in range(40)
-        for bit in range(0, 40, 5)
-    ]
+    flips = [(mix(5, value) ^ mix(5, value ^ (1 << bit))).bit_count() for value in range(40) for bit in range(0, 40, 5)]
     assert 30.5 < sum(flips) / len(flips) < 33.5  # 320 draws of mean 32 and deviation 4: error 0.22
     assert min(flips) > 10
 

@@ -212,9 +212,7 @@ def test_bad_txt_files_are_reported_and_the_others_read(tmp_path):
 
 def test_bad_parquet_rows_and_files_are_reported_and_the_rest_read(tmp_path):
     pyarrow, pyarrow_parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
-    (tmp_path / "a.parquet").write_bytes(
-        parquet([{"text": "一"}, {"text": None}, {"text": ""}, {"text": "二"}])
-    )
+    (tmp_path / "a.parquet").write_bytes(parquet([{"text": "一"}, {"text": None}, {"text": ""}, {"text": "二"}]))
     (tmp_path / "b.parquet").write_bytes(parquet([{"body": "x"}]))
     (tmp_path / "c.parquet").write_bytes(parquet([{"text": "三"}])[:-10])
     (tmp_path / "d.parquet").write_bytes(parquet([{"text": 5}]))
@@ -300,9 +298,7 @@ def test_a_folder_of_other_files_is_refused_and_says_what_it_saw(tmp_path):
 def test_a_source_without_one_document_is_refused_with_the_reasons(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(json_lines([{"title": "x", "body": "y"}] * 3))
     problems = []
-    with pytest.raises(
-        ValueError, match=r"3 x no text field, first a.jsonl:1.*'title', 'body'.*data.text_field"
-    ):
+    with pytest.raises(ValueError, match=r"3 x no text field, first a.jsonl:1.*'title', 'body'.*data.text_field"):
         list(read_documents(tmp_path, on_problem=problems.append))
     assert Counter(problem.reason for problem in problems) == {readers.NO_TEXT_FIELD: 3}
 

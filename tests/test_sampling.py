@@ -264,9 +264,7 @@ def test_a_weight_too_small_for_one_sample_in_a_period_is_refused():
     step=st.integers(0, 1_000),
     weighted=st.booleans(),
 )
-def test_ranks_and_micro_steps_together_are_the_global_batch(
-    world_size, micro_batch_size, accumulate, step, weighted
-):
+def test_ranks_and_micro_steps_together_are_the_global_batch(world_size, micro_batch_size, accumulate, step, weighted):
     order = make_order([50, 33], weights=[2, 1] if weighted else None)
     batch_size = world_size * micro_batch_size * accumulate
     parts = [
@@ -308,9 +306,7 @@ def test_a_rank_or_micro_step_that_does_not_exist_is_refused(micro_step, rank):
 
 
 @settings(deadline=None)
-@given(
-    lengths=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30)), max_size=4), start=st.integers(0, 100)
-)
+@given(lengths=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30)), max_size=4), start=st.integers(0, 100))
 def test_skipped_samples_are_left_out_and_nothing_else(lengths, start):
     ranges, edge = [], 0
     for gap, length in lengths:

@@ -18,17 +18,17 @@ from pathlib import Path
 
 import pytest
 
+from ncvc import storage
 from ncvc.corpus import segmented
 from ncvc.corpus.cleaning import Cleaner
 from ncvc.corpus.documents import Document
 from ncvc.corpus.segmented import (
     SegmentedDocument,
-    atomic_directory,
     open_segmented,
-    require_free_space,
     segment_source,
 )
 from ncvc.morphology import build_analyzer, sudachi_identity
+from ncvc.storage import atomic_directory, require_free_space
 
 SUBJECTS = ["患者", "七十二歳の男性", "母親", "主治医", "Ｂ病棟の看護師"]
 FINDINGS = ["胸痛", "三十八度の発熱", "HbA1c 7.2%の高値", "急性心筋梗塞", "軽い頭痛", "下肢の浮腫"]
@@ -218,12 +218,8 @@ def test_zero_workers_are_refused(tmp_path, source):
 def test_a_source_larger_than_the_disk_is_refused_before_reading(tmp_path):
     source = tmp_path / "source.txt"
     source.touch()
-    os.truncate(
-        source, min(shutil.disk_usage(tmp_path).free + (1 << 30), (1 << 43))
-    )  # a hole: takes no space
-    with pytest.raises(
-        OSError, match=r"needs about [\d,]+ bytes in .*, but that disk has [\d,]+ free"
-    ) as info:
+    os.truncate(source, min(shutil.disk_usage(tmp_path).free + (1 << 30), (1 << 43)))  # a hole: takes no space
+    with pytest.raises(OSError, match=r"needs about [\d,]+ bytes in .*, but that disk has [\d,]+ free") as info:
         segment(source, tmp_path / "store")
     assert info.value.errno == errno.ENOSPC
     assert "NCVC_HOME" in str(info.value)
@@ -243,9 +239,7 @@ def test_an_output_that_ncvc_did_not_make_is_never_replaced(tmp_path, source, ki
         output.write_text("mine")
     else:
         output.mkdir()
-        (output / ("manifest.json" if kind == "other manifest" else "thesis.txt")).write_text(
-            '{"name": "mine"}'
-        )
+        (output / ("manifest.json" if kind == "other manifest" else "thesis.txt")).write_text('{"name": "mine"}')
     with pytest.raises(FileExistsError, match=r"store is in the way and will not be replaced"):
         segment(source, output)
     assert output.is_file() or len(list(output.iterdir())) == 1
@@ -506,9 +500,9 @@ def test_a_truncated_missing_or_altered_file_is_refused_by_name(store):
 def test_a_flipped_byte_far_from_the_edges_is_found_by_verify(store, monkeypatch):
     path = store / "documents-00000.jsonl"
     manifest = json.loads((store / "manifest.json").read_text(encoding="utf-8"))
-    monkeypatch.setattr(segmented, "_EDGE_BYTES", 100)
-    manifest["files"][path.name] = segmented.file_record(path)
-    segmented.write_manifest(store, manifest)
+    monkeypatch.setattr(storage, "_EDGE_BYTES", 100)
+    manifest["files"][path.name] = storage.file_record(path)
+    storage.write_manifest(store, manifest)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)

@@ -18,8 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ncvc import shards
-from ncvc.corpus import segmented
+from ncvc import shards, storage
 from ncvc.corpus.cleaning import Cleaner
 from ncvc.corpus.segmented import SegmentedDocument, segment_source
 from ncvc.morphology import build_analyzer, sudachi_identity
@@ -94,9 +93,7 @@ def write_numbers(directory, documents, **settings_):
     """A token file of documents given as lists of ids."""
     rows = (SegmentedDocument(words=" ".join(map(str, ids)), id="") for ids in documents)
     tokenizer = Numbers(**settings_)
-    return write_tokens(
-        rows, tokenizer=tokenizer, directory=directory, source_fingerprint="none", progress=False
-    )
+    return write_tokens(rows, tokenizer=tokenizer, directory=directory, source_fingerprint="none", progress=False)
 
 
 def stream_of(documents):
@@ -203,9 +200,7 @@ def test_positions_are_uniform():
 def test_duplicates_of_a_document_fall_on_one_side(tokenizer, tmp_path):
     rows = [{"id": f"copy {n}", "text": f"重複した文書{n % 8}。"} for n in range(40)]
     (tmp_path / "source.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    files = pack(
-        segment(tmp_path / "source.jsonl", tmp_path / "store"), tokenizer, tmp_path / "t", fraction=0.4
-    )
+    files = pack(segment(tmp_path / "source.jsonl", tmp_path / "store"), tokenizer, tmp_path / "t", fraction=0.4)
     sides = []
     for file in files:
         edges = [*file.document_starts.tolist(), file.tokens]
@@ -216,9 +211,7 @@ def test_duplicates_of_a_document_fall_on_one_side(tokenizer, tmp_path):
 
 def test_an_empty_side_is_refused_and_the_advice_works(corpus, tokenizer, tmp_path):
     for fraction, side in ((1e-6, "validation"), (1 - 1e-6, "training")):
-        with pytest.raises(
-            ValueError, match=f"leaves no document of the 60 .* for {side}; set it above"
-        ) as info:
+        with pytest.raises(ValueError, match=f"leaves no document of the 60 .* for {side}; set it above") as info:
             pack(corpus, tokenizer, tmp_path / "tokens", fraction=fraction)
         words = str(info.value).split()
         low = float(words[words.index("above") + 1])
@@ -283,10 +276,8 @@ def test_a_truncated_longer_or_missing_file_is_refused_by_name(numbers, name):
 @pytest.mark.parametrize("name", ["tokens.bin", "documents.npy"])
 def test_a_flipped_bit_is_found_by_verify_wherever_it_is(numbers, name, monkeypatch):
     path = numbers / name
-    monkeypatch.setattr(segmented, "_EDGE_BYTES", 64)
-    rewrite_manifest(
-        numbers, files={n: segmented.file_record(numbers / n) for n in ("tokens.bin", "documents.npy")}
-    )
+    monkeypatch.setattr(storage, "_EDGE_BYTES", 64)
+    rewrite_manifest(numbers, files={n: storage.file_record(numbers / n) for n in ("tokens.bin", "documents.npy")})
     whole = path.read_bytes()
     for place in (3, len(whole) // 2, len(whole) - 3):
         data = bytearray(whole)
@@ -369,7 +360,7 @@ def large_store(corpus, tmp_path):
     store = tmp_path / "large"
     shutil.copytree(corpus.directory, store)
     (store / "documents-00000.jsonl").write_text("\n".join(words * 3_000) + "\n", encoding="utf-8")
-    record = segmented.file_record(store / "documents-00000.jsonl")
+    record = storage.file_record(store / "documents-00000.jsonl")
     rewrite_manifest(store, files={"documents-00000.jsonl": record})
     return store
 
@@ -497,9 +488,7 @@ def test_windows_that_do_not_exist_are_refused(tmp_path, packing):
 @pytest.mark.parametrize("packing", ["concatenate", "truncate"])
 def test_a_file_smaller_than_one_window_is_refused_with_the_numbers(tmp_path, packing):
     file = write_numbers(tmp_path / "t", [[5] * 6])
-    with pytest.raises(
-        ValueError, match=r"holds 8 tokens, fewer than the 9 of one window .*context_length=8 \+ 1"
-    ):
+    with pytest.raises(ValueError, match=r"holds 8 tokens, fewer than the 9 of one window .*context_length=8 \+ 1"):
         PackedWindows(file, context_length=8, packing=packing)
     assert len(PackedWindows(file, context_length=7, packing=packing)) == 1
 
@@ -513,9 +502,7 @@ def test_unknown_packing_and_context_length_are_refused(tmp_path):
 
 
 def test_windows_pickle_as_a_path_and_not_as_their_tokens(tmp_path):
-    windows = PackedWindows(
-        write_numbers(tmp_path / "t", [[5] * 50_000]), context_length=8, packing="truncate"
-    )
+    windows = PackedWindows(write_numbers(tmp_path / "t", [[5] * 50_000]), context_length=8, packing="truncate")
     data = pickle.dumps(windows)
     assert len(data) < 1_000
     copy = pickle.loads(data)

@@ -190,34 +190,24 @@ def test_frequent_words_become_one_piece(segmented, cleaner, analyzer):
 
 
 def test_too_little_text_leaves_unused_entries_and_a_warning_that_counts_them(segmented, cleaner, analyzer):
-    with pytest.warns(
-        UserWarning, match=r"gave (\d+) pieces .*so (\d+) of the 3000 .*vocab_size to (\d+)"
-    ) as caught:
-        small = Tokenizer.train(
-            segmented, vocab_size=3000, cleaner=cleaner, analyzer=analyzer, progress=False
-        )
+    with pytest.warns(UserWarning, match=r"gave (\d+) pieces .*so (\d+) of the 3000 .*vocab_size to (\d+)") as caught:
+        small = Tokenizer.train(segmented, vocab_size=3000, cleaner=cleaner, analyzer=analyzer, progress=False)
     unused = sum(piece.startswith("<|unused_") for piece in small.pieces)
     assert small.vocab_size == 3000 and unused == small.training["unused"] > 0
     assert f"so {unused} of" in str(caught[0].message) and f"to {3000 - unused}" in str(caught[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        full = Tokenizer.train(
-            segmented, vocab_size=3000 - unused, cleaner=cleaner, analyzer=analyzer, progress=False
-        )
+        full = Tokenizer.train(segmented, vocab_size=3000 - unused, cleaner=cleaner, analyzer=analyzer, progress=False)
     assert full.training["unused"] == 0
 
 
 @pytest.mark.parametrize("vocab_size", [0, 260, SMALLEST_VOCABULARY - 1])
 def test_a_vocabulary_without_room_for_the_alphabet_is_refused(vocab_size, segmented, cleaner, analyzer):
-    with pytest.raises(
-        ValueError, match=rf"vocab_size={vocab_size} is too small.*at least {SMALLEST_VOCABULARY}"
-    ):
+    with pytest.raises(ValueError, match=rf"vocab_size={vocab_size} is too small.*at least {SMALLEST_VOCABULARY}"):
         trained(segmented, cleaner, analyzer, vocab_size=vocab_size)
 
 
-def test_a_vocabulary_without_room_for_the_characters_of_the_text_names_what_it_needs(
-    segmented, cleaner, analyzer
-):
+def test_a_vocabulary_without_room_for_the_characters_of_the_text_names_what_it_needs(segmented, cleaner, analyzer):
     needed = 260 + len(set("".join(segmented)) - {" ", "\n"} | set(INITIAL_ALPHABET))
     with pytest.raises(ValueError, match=f"vocab_size={needed - 1} is too small.*at least {needed} "):
         trained(segmented, cleaner, analyzer, vocab_size=needed - 1)
@@ -230,9 +220,7 @@ def test_an_empty_training_text_is_refused(texts, cleaner, analyzer):
         trained(texts, cleaner, analyzer)
 
 
-def test_the_settings_of_the_report_are_the_defaults_and_reach_the_trainer(
-    segmented, cleaner, analyzer, monkeypatch
-):
+def test_the_settings_of_the_report_are_the_defaults_and_reach_the_trainer(segmented, cleaner, analyzer, monkeypatch):
     seen = {}
     real = tokenizers.trainers.UnigramTrainer
 
@@ -254,9 +242,7 @@ def test_the_settings_of_the_report_are_the_defaults_and_reach_the_trainer(
 def test_two_trainings_give_the_same_pieces_and_the_same_ids(segmented, tokenizer, cleaner, analyzer):
     again = trained(segmented, cleaner, analyzer)
     assert again.pieces == tokenizer.pieces
-    assert [again.encode_segmented(s) for s in segmented[:5]] == [
-        tokenizer.encode_segmented(s) for s in segmented[:5]
-    ]
+    assert [again.encode_segmented(s) for s in segmented[:5]] == [tokenizer.encode_segmented(s) for s in segmented[:5]]
 
 
 def test_special_names_in_the_training_text_do_not_shift_the_ids(cleaner, analyzer):
@@ -318,9 +304,7 @@ def test_saving_again_replaces_both_files_and_leaves_nothing_behind(saved, segme
     assert len(list(saved.iterdir())) == 2
 
 
-def test_an_interrupted_save_leaves_the_old_tokenizer_or_a_refusal(
-    saved, segmented, cleaner, analyzer, monkeypatch
-):
+def test_an_interrupted_save_leaves_the_old_tokenizer_or_a_refusal(saved, segmented, cleaner, analyzer, monkeypatch):
     old = Tokenizer.load(saved).fingerprint
     other = trained(segmented, cleaner, analyzer, vocab_size=800)
     written = []

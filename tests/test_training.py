@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY, TINY, write_source
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from conftest import REPOSITORY, TINY, write_source
 from ncvc.model.checkpoint import load_model_directory
 from ncvc.train import train
 
@@ -28,7 +28,10 @@ def test_a_run_leaves_its_model_its_record_and_its_figures(finished):
     folder, result = finished["folder"], json.loads((finished["folder"] / "result.json").read_text())
     assert result["steps"] == 6
     assert result["tokens_seen"] == 6 * 4 * 32
-    assert result["held_out_after"]["held_out/bits_per_character"] < result["held_out_before"]["held_out/bits_per_character"]
+    assert (
+        result["held_out_after"]["held_out/bits_per_character"]
+        < result["held_out_before"]["held_out/bits_per_character"]
+    )
     assert [entry["step"] for entry in result["held_out_series"]] == [0, 3, 6]
     record = json.loads((folder / "environment.json").read_text())
     assert record["packages"]["torch"] == torch.__version__
@@ -141,7 +144,15 @@ def test_bf16_follows_fp32_closely(tiny_run):
 
 def run_program(home: Path, source: Path, *overrides: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "NCVC_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "ncvc.train", "experiment=quickstart", *TINY, f"data.source={source}", *overrides]
+    command = [
+        sys.executable,
+        "-m",
+        "ncvc.train",
+        "experiment=quickstart",
+        *TINY,
+        f"data.source={source}",
+        *overrides,
+    ]
     return subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=REPOSITORY, env=environment, timeout=240
     )
@@ -150,7 +161,10 @@ def run_program(home: Path, source: Path, *overrides: str) -> subprocess.Complet
 @pytest.mark.parametrize("trainer", ["ddp_cpu", "zero2_cpu"])
 def test_two_ranks_compute_what_one_computes(tmp_path, trainer):
     source = write_source(tmp_path / "source.jsonl")
-    for name, settings in {"one": ("trainer=cpu",), "two": (f"trainer={trainer}", "data.micro_batch_size=1")}.items():
+    for name, settings in {
+        "one": ("trainer=cpu",),
+        "two": (f"trainer={trainer}", "data.micro_batch_size=1"),
+    }.items():
         done = run_program(tmp_path / "home", source, *settings, f"hydra.run.dir={tmp_path / name}")
         assert done.returncode == 0, done.stderr[-3000:]
     assert_same_training(tmp_path / "one", tmp_path / "two")

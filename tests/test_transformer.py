@@ -61,9 +61,7 @@ def test_the_reports_shape_has_exactly_the_reports_parameters(init, qk_norm):
     with torch.device("meta"):
         model = Transformer(config)
     counted = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    matrices = (
-        2 * 2048 * 32 * 64 + 2 * 2048 * 8 * 64 + 2 * 2048 * 8192
-    )  # W_Q and W_O, W_K and W_V, W_1 and W_2
+    matrices = 2 * 2048 * 32 * 64 + 2 * 2048 * 8 * 64 + 2 * 2048 * 8192  # W_Q and W_O, W_K and W_V, W_1 and W_2
     expected = 2 * 32_768 * 2048 + 24 * (matrices + 2 * 2048) + 2048
     assert expected == 1_191_282_688
     extra = (24 * 2 * 64 if qk_norm else 0) + (24 * 6 + 2 if init == "wesar" else 0)
@@ -252,9 +250,7 @@ def test_rotary_turns_pairs_as_complex_numbers_and_scores_see_only_distances():
     turned = rotate(x, cosine, sine)
     frequencies = torch.tensor([10_000.0 ** (-2 * i / 16) for i in range(8)], dtype=torch.float64)
     angles = torch.arange(2048, dtype=torch.float64)[:, None] * frequencies
-    complex_ = torch.complex(x[..., :8].double(), x[..., 8:].double()) * torch.polar(
-        torch.ones_like(angles), angles
-    )
+    complex_ = torch.complex(x[..., :8].double(), x[..., 8:].double()) * torch.polar(torch.ones_like(angles), angles)
     expected = torch.cat((complex_.real, complex_.imag), dim=-1)
     assert float((turned - expected).abs().max()) < 1e-3  # fp32 angles: 2047 x 2^-24 x |x|
     query, key = torch.randn(16), torch.randn(16)

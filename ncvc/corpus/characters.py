@@ -104,9 +104,7 @@ def _without_accent() -> dict[str, str]:
     """Map the accented Latin and Greek letters outside the allowed set to their plain letter."""
     outside = sorted(set(members("\u0180-\u024f\u0370-\u03ff\u1e00-\u1fff")) - set(members(ALLOWED)))
     plain = {c: unicodedata.normalize("NFD", c)[0] for c in outside if unicodedata.decomposition(c)}
-    return {
-        c: letter for c, letter in plain.items() if re.match("[A-Za-z\u0391-\u03a9\u03b1-\u03c9]", letter)
-    }
+    return {c: letter for c, letter in plain.items() if re.match("[A-Za-z\u0391-\u03a9\u03b1-\u03c9]", letter)}
 
 
 UNIFIED = {

@@ -46,16 +46,12 @@ class Rule:
 
 
 def _law(*parts: object) -> str:
-    return json.dumps(
-        [part.pattern if isinstance(part, re.Pattern) else part for part in parts], sort_keys=True
-    )
+    return json.dumps([part.pattern if isinstance(part, re.Pattern) else part for part in parts], sort_keys=True)
 
 
 # --- R19: full-width period and comma ---
 _DIGIT, _LOWER = "[0-9０-９]", "[a-zａ-ｚ]"
-_POINT = re.compile(
-    f"．(?<={_DIGIT}．)(?={_DIGIT})|．(?<={_LOWER}．)(?={_LOWER})|．(?<=[NＮ][oｏ]．)(?={_DIGIT})"
-)
+_POINT = re.compile(f"．(?<={_DIGIT}．)(?={_DIGIT})|．(?<={_LOWER}．)(?={_LOWER})|．(?<=[NＮ][oｏ]．)(?={_DIGIT})")
 _THOUSANDS = re.compile(f"{_DIGIT}(?<!{_DIGIT}.){_DIGIT}{{0,2}}(?:，{_DIGIT}{{3}})+(?!{_DIGIT})")
 
 

@@ -103,9 +103,7 @@ def find_source_files(source: Path) -> tuple[list[SourceFile], list[str]]:
     source = Path(source)
     wanted = f"set data.source to a file or a folder with {', '.join(KINDS)}"
     if not source.exists():
-        raise FileNotFoundError(
-            f"data.source={source} does not exist (looked in {Path.cwd()} if relative); {wanted}"
-        )
+        raise FileNotFoundError(f"data.source={source} does not exist (looked in {Path.cwd()} if relative); {wanted}")
     paths = {source.name: source} if not source.is_dir() else _walk(source)
     files, ignored = [], []
     for name in sorted(paths):
@@ -114,8 +112,7 @@ def find_source_files(source: Path) -> tuple[list[SourceFile], list[str]]:
             ignored.append(name)
         elif not os.access(paths[name], os.R_OK):
             raise PermissionError(
-                f"data.source={source}: {name} may not be read by this user; change its permissions or "
-                "remove it"
+                f"data.source={source}: {name} may not be read by this user; change its permissions or remove it"
             )
         else:
             files.append(SourceFile(paths[name], name, kind, paths[name].stat().st_size))
@@ -249,9 +246,7 @@ def _make_document(fields: object, *, text_field: str, file: SourceFile, row: in
     text = fields.get(text_field)
     if text is None:
         what = "is null" if text_field in fields else "is missing"
-        raise _BadRowError(
-            NO_TEXT_FIELD, f"{text_field!r} {what}; fields: {', '.join(map(repr, list(fields)[:10]))}"
-        )
+        raise _BadRowError(NO_TEXT_FIELD, f"{text_field!r} {what}; fields: {', '.join(map(repr, list(fields)[:10]))}")
     if not isinstance(text, str):
         raise _BadRowError(NOT_A_STRING, f"{text_field!r} holds a {type(text).__name__}")
     _check_text(text)
@@ -383,9 +378,7 @@ def _read_parquet(
                 for index in range(batch.num_rows):
                     row += 1
                     try:
-                        yield _make_document(
-                            _parquet_row(batch, index), text_field=text_field, file=file, row=row
-                        )
+                        yield _make_document(_parquet_row(batch, index), text_field=text_field, file=file, row=row)
                     except _BadRowError as bad:
                         report(ReadProblem(file.name, row, bad.reason, bad.detail))
                 advance(file.num_bytes * row // max(1, table.metadata.num_rows))

@@ -36,9 +36,14 @@ def save_model_directory(
     partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, partial / "model.safetensors")
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
+        partial / "model.safetensors",
+    )
     record = {"format": FORMAT, "model": config.to_dict(), "training": dict(training)}
-    (partial / "model_config.json").write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    (partial / "model_config.json").write_text(
+        json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+    )
     shutil.copytree(tokenizer, partial / "tokenizer")
     for path in partial.rglob("*"):
         if path.is_file():

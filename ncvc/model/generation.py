@@ -58,7 +58,9 @@ def generate(
             hidden = model.hidden_states(ids, cache=cache)[:, -1]
             logits = model.head(hidden).float()[0]  # [V]
             if repetition_penalty != 1.0:
-                logits[seen] = torch.where(logits[seen] > 0, logits[seen] / repetition_penalty, logits[seen] * repetition_penalty)
+                logits[seen] = torch.where(
+                    logits[seen] > 0, logits[seen] / repetition_penalty, logits[seen] * repetition_penalty
+                )
             token = _pick(logits, temperature=temperature, top_p=top_p, generator=generator)
             if token == end_id:
                 break

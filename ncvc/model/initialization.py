@@ -22,7 +22,10 @@ MATRICES = ("embedding", "query", "key", "value", "output", "up", "down", "head"
 # law -> (formula as printed, standard deviation from hidden size d, layers N, rows, columns)
 LAWS = {
     "small": ("sqrt(2/(5d))", lambda d, n, rows, columns: math.sqrt(2 / (5 * d))),  # R50
-    "small_scaled": ("sqrt(2/(5d)) / sqrt(2N)", lambda d, n, rows, columns: math.sqrt(2 / (5 * d)) / math.sqrt(2 * n)),  # R52
+    "small_scaled": (
+        "sqrt(2/(5d)) / sqrt(2N)",
+        lambda d, n, rows, columns: math.sqrt(2 / (5 * d)) / math.sqrt(2 * n),
+    ),  # R52
     "xavier": ("sqrt(2/(rows+columns))", lambda d, n, rows, columns: math.sqrt(2 / (rows + columns))),  # R53
     "normal_0.02": ("0.02", lambda d, n, rows, columns: 0.02),
     "normal_0.02_scaled": ("0.02 / sqrt(2N)", lambda d, n, rows, columns: 0.02 / math.sqrt(2 * n)),
@@ -197,7 +200,10 @@ def initialize(model: "Transformer", *, seed: int) -> None:
 def describe(config: "ModelConfig") -> str:
     """The variant's table as aligned text, as the README prints it."""
     variant = variant_named(config.init)
-    lines = [f"init variant {config.init}: {variant.meaning}", f"{'matrix':<10}{'law':<20}{'std':>12}  {'formula':<26}where"]
+    lines = [
+        f"init variant {config.init}: {variant.meaning}",
+        f"{'matrix':<10}{'law':<20}{'std':>12}  {'formula':<26}where",
+    ]
     for row in table(config):
         gate = "" if row.gate is None else f"  stored std {row.stored_std:.6f} x gate {row.gate:.4f}"
         lines.append(f"{row.matrix:<10}{row.law:<20}{row.std:>12.6f}  {row.formula:<26}{row.pattern}{gate}")

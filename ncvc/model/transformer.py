@@ -61,7 +61,15 @@ class ModelConfig:
     def problems(values: Mapping[str, Any]) -> list[str]:
         """What is wrong with these field values, one message each; empty when a model can be built from them."""
         found = []
-        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
+        sizes = (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+        )
         for name in (*sizes, "context_length"):
             if values[name] < 1:
                 found.append(f"model.{name}={values[name]} cannot be: a size is at least 1.")
@@ -76,11 +84,17 @@ class ModelConfig:
             found.append(f"model.head_dim={width} is odd: rotary positions turn pairs. Set an even width.")
         for name in ("attention_dropout", "residual_dropout"):
             if not 0.0 <= values.get(name, 0.0) < 1.0:
-                found.append(f"model.{name}={values[name]} is not in [0, 1). Set 0 to switch it off, 0.1 for the report's.")
+                found.append(
+                    f"model.{name}={values[name]} is not in [0, 1). Set 0 to switch it off, 0.1 for the report's."
+                )
         if values.get("init", "report") not in VARIANTS:
-            found.append(f"model.init={values['init']!r} is not one of {', '.join(VARIANTS)}; set model/init to one of them.")
+            found.append(
+                f"model.init={values['init']!r} is not one of {', '.join(VARIANTS)}; set model/init to one of them."
+            )
         if values.get("attention_backend", "auto") not in BACKENDS:
-            found.append(f"model.attention_backend={values['attention_backend']!r} is not one of {', '.join(BACKENDS)}.")
+            found.append(
+                f"model.attention_backend={values['attention_backend']!r} is not one of {', '.join(BACKENDS)}."
+            )
         return found
 
     @classmethod
@@ -174,7 +188,9 @@ class RotaryTable:
     def at(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """The two tables on ``device``, made there at first use."""
         if device not in self._tables:
-            frequencies = self.base ** (-torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device) / self.head_dim)
+            frequencies = self.base ** (
+                -torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device) / self.head_dim
+            )
             angles = torch.outer(torch.arange(self.length, dtype=torch.float32, device=device), frequencies)
             self._tables[device] = (angles.cos().repeat(1, 2), angles.sin().repeat(1, 2))
         return self._tables[device]
@@ -189,7 +205,9 @@ def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.T
 class KeyValueCache:
     """Static cache of keys and values for generation: [B, K, capacity, D] per layer, filled from the left."""
 
-    def __init__(self, config: ModelConfig, *, batch: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: ModelConfig, *, batch: int, capacity: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
         shape = (config.num_layers, 2, batch, config.num_kv_heads, capacity, config.head_dim)
         self.store = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0
@@ -298,7 +316,11 @@ class Transformer(nn.Module):
         initialize(self, seed=seed)
 
     def forward(
-        self, input_ids: torch.Tensor, *, document_ids: torch.Tensor | None = None, cache: KeyValueCache | None = None
+        self,
+        input_ids: torch.Tensor,
+        *,
+        document_ids: torch.Tensor | None = None,
+        cache: KeyValueCache | None = None,
     ) -> torch.Tensor:
         """Logits [B, T, V] of the token after each of ``input_ids`` [B, T]."""
         return self.head(self.hidden_states(input_ids, document_ids=document_ids, cache=cache))

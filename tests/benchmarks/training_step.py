@@ -26,8 +26,24 @@ from ncvc.model.optimization import adamw
 from ncvc.model.transformer import ModelConfig, Transformer
 
 SIZES = {  # about 10M and 50M parameters, the vocabulary of the quickstart's order and of the report
-    "10M": dict(vocab_size=8192, hidden_size=256, intermediate_size=1024, num_layers=8, num_heads=8, num_kv_heads=2, head_dim=32),
-    "50M": dict(vocab_size=32768, hidden_size=512, intermediate_size=2048, num_layers=8, num_heads=8, num_kv_heads=2, head_dim=64),
+    "10M": dict(
+        vocab_size=8192,
+        hidden_size=256,
+        intermediate_size=1024,
+        num_layers=8,
+        num_heads=8,
+        num_kv_heads=2,
+        head_dim=32,
+    ),
+    "50M": dict(
+        vocab_size=32768,
+        hidden_size=512,
+        intermediate_size=2048,
+        num_layers=8,
+        num_heads=8,
+        num_kv_heads=2,
+        head_dim=64,
+    ),
 }
 LENGTH = 512
 
@@ -215,11 +231,20 @@ def main() -> None:
         return
     names = arguments.names.split(",")
     precisions = [False] * (not arguments.bf16) + [True] * (not arguments.fp32)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}, "
-          f"{os.cpu_count()} cores, sequence {LENGTH}, {arguments.rows} rows, median of {arguments.repeats}")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}, "
+        f"{os.cpu_count()} cores, sequence {LENGTH}, {arguments.rows} rows, median of {arguments.repeats}"
+    )
     for size in [arguments.size] if arguments.size else SIZES:
         for bf16 in precisions:
-            row = compare(size, bf16=bf16, rows=arguments.rows, repeats=arguments.repeats, compiled=arguments.compile, names=names)
+            row = compare(
+                size,
+                bf16=bf16,
+                rows=arguments.rows,
+                repeats=arguments.repeats,
+                compiled=arguments.compile,
+                names=names,
+            )
             if not arguments.no_memory and not arguments.compile:
                 row["peak_mib"] = {n: peak_memory(n, size=size, bf16=bf16, rows=arguments.rows) >> 20 for n in names}
             print(json.dumps(row), flush=True)

@@ -177,9 +177,7 @@ def _use(rng: Random, drug: Drug, disease: Disease) -> str:
     doses = here.doses
     use = f"{disease.name}に対する{here.route}の例は{regimen(here, dose=doses[0])}である。"
     if len(doses) == 1:
-        return use + rng.choice(
-            ("用量は病状に応じて医師が判断する。", "決められた用法を守ることが効果につながる。")
-        )
+        return use + rng.choice(("用量は病状に応じて医師が判断する。", "決められた用法を守ることが効果につながる。"))
     return use + rng.choice(
         (
             f"効果と忍容性をみながら{doses[rng.randint(1, len(doses) - 1)]}まで調整することがある。",
@@ -287,12 +285,12 @@ def _shows(rng: Random, disease: Disease, finding: str) -> str:
 
 def _example(rng: Random, examination: Examination, disease: Disease) -> str:
     """A patient for whom the examination would be planned, and what its result is read with."""
-    person = (
-        f"{rng.randint(*disease.ages)}歳の{rng.choice(disease.sexes) if disease.ages[1] > 14 else '患児'}"
-    )
+    person = f"{rng.randint(*disease.ages)}歳の{rng.choice(disease.sexes) if disease.ages[1] > 14 else '患児'}"
     symptoms = join(some(rng, complaints(disease), at_most=2), last="と")
     signs = join(some(rng, disease.signs, at_most=2), last="や")
-    told = f"たとえば{person}が{symptoms}を訴え、{signs}を認める場合、{disease.name}を念頭に{examination.name}を計画する。"
+    told = (
+        f"たとえば{person}が{symptoms}を訴え、{signs}を認める場合、{disease.name}を念頭に{examination.name}を計画する。"
+    )
     if not disease.labs:
         return told + "結果は問診や診察の所見と照らし合わせて判断する。"
     labs = join((f.lab.name for f in rng.sample(disease.labs, len(disease.labs))), last="や")

@@ -259,9 +259,7 @@ class Case:
             return f"{smoking}、{drinking if drinks else self.rng.choice(('飲酒は機会飲酒である。', '飲酒の習慣はない。'))}"
         if drinks:
             return f"喫煙歴はなく、{drinking}"
-        stopped = (
-            f"喫煙は{min(self.age - 22, self.rng.randint(2, 20))}年前にやめており、飲酒は機会飲酒である。"
-        )
+        stopped = f"喫煙は{min(self.age - 22, self.rng.randint(2, 20))}年前にやめており、飲酒は機会飲酒である。"
         unremarkable = (
             "喫煙歴はなく、飲酒は機会飲酒である。",
             "喫煙と飲酒の習慣はない。",
@@ -308,8 +306,7 @@ class Case:
         if not self.labs:
             return f"{test}に明らかな異常は認めなかった。"
         told = [
-            "、".join(lab.told() for lab in self.labs if lab.finding.direction == direction)
-            + f"と{direction}"
+            "、".join(lab.told() for lab in self.labs if lab.finding.direction == direction) + f"と{direction}"
             for direction in ("高値", "低値")
             if any(lab.finding.direction == direction for lab in self.labs)
         ]
@@ -336,9 +333,7 @@ class Case:
 
     def start_of_treatment(self, *, planned: bool = False) -> str:
         """甲（…）の点滴静注、乙（…）の内服を開始した; `planned`: 開始する."""
-        drugs = join(
-            f"{regimen(drug, dose=drug.doses[index])}の{drug.route}" for drug, index in self.drugs[:3]
-        )
+        drugs = join(f"{regimen(drug, dose=drug.doses[index])}の{drug.route}" for drug, index in self.drugs[:3])
         other = self.rng.choice(self.disease.treatments)
         if planned:
             return self.rng.choice(

@@ -244,9 +244,7 @@ def _rows(table: str) -> list[list[str]]:
 
 def _lookup(kind: str, name: str, *, among: dict, row: str):  # noqa: ANN202 -- the value type of `among`
     if name not in among:
-        raise ValueError(
-            f"the row of {row} names the {kind} {name!r}, which is not in the table: add it there"
-        )
+        raise ValueError(f"the row of {row} names the {kind} {name!r}, which is not in the table: add it there")
     return among[name]
 
 
@@ -254,16 +252,12 @@ def _lab_finding(text: str, *, row: str) -> LabFinding:
     """'CRP↑4-18' or 'CRP↑' -> the test, the direction and the range to draw from."""
     match = re.fullmatch(r"(.+?)([↑↓])([0-9.]+-[0-9.]+)?", text)
     if match is None:
-        raise ValueError(
-            f"the row of {row} has the laboratory field {text!r}: write name, ↑ or ↓, and at most a range"
-        )
+        raise ValueError(f"the row of {row} has the laboratory field {text!r}: write name, ↑ or ↓, and at most a range")
     lab = _lookup("laboratory test", match[1], among=LABS, row=row)
     span = _numbers(match[3] or "") or (lab.high if match[2] == "↑" else lab.low)
     outside = span and (span[0] > lab.normal[1] if match[2] == "↑" else span[1] < lab.normal[0])
     if not outside:
-        raise ValueError(
-            f"the row of {row} has {text!r}, whose range {span} is not outside {lab.normal}: widen it"
-        )
+        raise ValueError(f"the row of {row} has {text!r}, whose range {span} is not outside {lab.normal}: widen it")
     return LabFinding(lab, "高値" if match[2] == "↑" else "低値", span)
 
 
@@ -297,9 +291,7 @@ def _disease(lines: list[str]) -> Disease:
         signs=_list(field["所"]),
         vitals=frozenset(_list(field.get("バ", ""))),
         labs=tuple(_lab_finding(item, row=name) for item in _list(field.get("検", ""))),
-        findings=tuple(
-            (_lookup("examination", exam, among=EXAMINATIONS, row=name), text) for exam, text in findings
-        ),
+        findings=tuple((_lookup("examination", exam, among=EXAMINATIONS, row=name), text) for exam, text in findings),
         drugs=tuple(_drug(item, row=name) for item in _list(field["薬"])),
         treatments=_list(field["療"]),
         complications=_list(field["併"]),
@@ -317,9 +309,7 @@ def _diseases() -> dict[str, Disease]:
 
 
 LABS: dict[str, Lab] = {
-    name: Lab(
-        name, unit, _numbers(normal) or (0, 0), int(decimals), _numbers(low), _numbers(high), steady == "固"
-    )
+    name: Lab(name, unit, _numbers(normal) or (0, 0), int(decimals), _numbers(low), _numbers(high), steady == "固")
     for name, unit, normal, decimals, low, high, steady in _rows(_LAB_ROWS)
 }
 EXAMINATIONS: dict[str, Examination] = {
@@ -337,10 +327,7 @@ DISEASES_OF_DRUG: dict[str, tuple[Disease, ...]] = {
 }
 FINDINGS_OF_EXAMINATION: dict[str, tuple[tuple[Disease, str], ...]] = {
     name: tuple(
-        (disease, text)
-        for disease in DISEASES.values()
-        for exam, text in disease.findings
-        if exam.name == name
+        (disease, text) for disease in DISEASES.values() for exam, text in disease.findings if exam.name == name
     )
     for name in EXAMINATIONS
 }

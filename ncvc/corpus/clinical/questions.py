@@ -4,7 +4,7 @@ Some thirty microseconds a text. The sentence patterns were written for this rep
 Synthetic text for demonstration, not medical advice.
 """
 
-# ruff: noqa: E501 -- a sentence pattern stays on one line
+
 from __future__ import annotations
 
 from random import Random
@@ -24,9 +24,7 @@ def patient_questions(rng: Random, disease: Disease) -> str:
         _life(rng, disease),
     ]
     chosen = [_what(rng, disease), *rng.sample(pairs, rng.randint(4, 5))]
-    question, answer = rng.choice(
-        (("問：", "答："), ("Q. ", "A. "), ("患者：", "医師："), ("質問　", "回答　"))
-    )
+    question, answer = rng.choice((("問：", "答："), ("Q. ", "A. "), ("患者：", "医師："), ("質問　", "回答　")))
     head = rng.choice((f"{name}についての質問と回答\n", f"患者さん向け説明：{name}\n", ""))
     return head + "\n".join(f"{question}{asked}\n{answer}{told}" for asked, told in chosen)
 

@@ -42,9 +42,7 @@ def _course(case: Case, *, inpatient: bool) -> str:
                 f"{when}までに{symptom}は目立たなくなった。",
             )
         )
-    return told + (
-        rng.choice((f"{change}。", f"同時期に{change}。", f"検査でも{change}。")) if change else ""
-    )
+    return told + (rng.choice((f"{change}。", f"同時期に{change}。", f"検査でも{change}。")) if change else "")
 
 
 def _outlook(case: Case) -> str:
@@ -140,9 +138,7 @@ def discharge_summary(rng: Random, disease: Disease) -> str:
         ("入院後経過", case.start_of_treatment() + _course(case, inpatient=True) + _discharge(case)),
         (
             "退院時処方",
-            ("、".join(home) if home else "新たな処方はなし")
-            + "。"
-            + ("既往疾患の内服薬は継続。" if other else ""),
+            ("、".join(home) if home else "新たな処方はなし") + "。" + ("既往疾患の内服薬は継続。" if other else ""),
         ),
         ("退院後の方針", _follow_up(case) + _outlook(case)),
     )
@@ -187,20 +183,14 @@ def outpatient_note(rng: Random, disease: Disease) -> str:
     kind = "初診" if first_visit else "再診"
     head = f"{disease.department}外来 {kind}　{case.age}歳 {case.sex}"
     style = rng.choice(("{}：{}", "{}）{}", "（{}）{}"))
-    return (
-        head
-        + "\n"
-        + "\n".join(style.format(letter, text) for letter, text in zip("SOAP", parts, strict=True))
-    )
+    return head + "\n" + "\n".join(style.format(letter, text) for letter, text in zip("SOAP", parts, strict=True))
 
 
 def _first_visit(case: Case) -> tuple[str, str, str, str]:
     rng, disease = case.rng, case.disease
     first = case.complaints[0]
     more = f"{case.complaints[1]}もある。" if len(case.complaints) > 1 and rng.random() < 0.7 else ""
-    subjective = (
-        f"{case.onset()}から{first}がある。{more}{case.history()}{case.habits()}薬剤アレルギーはない。"
-    )
+    subjective = f"{case.onset()}から{first}がある。{more}{case.history()}{case.habits()}薬剤アレルギーはない。"
     exam, finding = rng.choice(disease.findings)
     objective = case.vitals_sentence() + f"{join(case.signs[:2], last='と')}を認める。" + case.labs_sentence()
     objective += finding_sentence(rng, exam, finding)
@@ -255,18 +245,14 @@ def _later_visit(case: Case) -> tuple[str, str, str, str]:
     elif case.lasting:
         assessment = f"{disease.name}は{rng.choice(('安定している', '緩徐な経過である'))}。"
     else:
-        assessment = (
-            f"{disease.name}は{rng.choice(('治療により改善傾向にある', 'おおむね良好に経過している'))}。"
-        )
+        assessment = f"{disease.name}は{rng.choice(('治療により改善傾向にある', 'おおむね良好に経過している'))}。"
     assessment += f"{join(some(rng, disease.complications, at_most=2), last='や')}の徴候は認めない。"
     if worse and more:
         step = f"{drug.name}を1回{drug.doses[index]}から{drug.doses[index + 1]}へ増量する。"
     else:
         step = f"{join(case.prescriptions())}を継続する。"
     repeatable = [
-        exam.name
-        for exam, _ in disease.findings
-        if exam.kind in ("画像", "生理") and exam.name not in _INVASIVE
+        exam.name for exam, _ in disease.findings if exam.kind in ("画像", "生理") and exam.name not in _INVASIVE
     ]
     again = f"次回は{rng.choice(repeatable)}を予定する。" if repeatable and rng.random() < 0.6 else ""
     plan = step + again + _instruction(case) + _next_visit(case, soon=worse or disease.onset in "時日")

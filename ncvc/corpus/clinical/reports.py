@@ -5,7 +5,7 @@ sentence patterns were written for this repository and copied from nowhere. Synt
 medical advice; no report tells of a real person.
 """
 
-# ruff: noqa: E501 -- a sentence pattern stays on one line
+
 from __future__ import annotations
 
 from random import Random
@@ -64,9 +64,7 @@ def imaging_report(rng: Random, disease: Disease) -> str:
 
 
 def _clinical_information(case: Case, others: list[tuple[Examination, str]], *, treated: bool) -> str:
-    text = (
-        f"{case.onset()}からの{case.short(case.complaints[0])}。{case.signs[0]}あり。{case.labs_sentence()}"
-    )
+    text = f"{case.onset()}からの{case.short(case.complaints[0])}。{case.signs[0]}あり。{case.labs_sentence()}"
     if treated:
         text += f"現在、{join(drug.name for drug, _ in case.drugs[:2])}を使用中。"
     if others and case.rng.random() < 0.8:
@@ -83,9 +81,7 @@ def _image_findings(case: Case, exam: Examination, finding: str) -> str:
         text += f"病変の最大径は{rng.randint(12, 48)}mmで、辺縁の評価は可能である。"
     if disease.onset in "週月" and shown and rng.random() < 0.6:
         text += f"前回検査（{rng.randint(2, 14)}か月前）と比較して"
-        text += rng.choice(
-            ("大きな変化はない。", "程度はやや目立つ。", "分布に変化はない。", "著変を認めない。")
-        )
+        text += rng.choice(("大きな変化はない。", "程度はやや目立つ。", "分布に変化はない。", "著変を認めない。"))
     else:
         text += rng.choice(("比較可能な過去の画像はない。", "過去画像との比較は行っていない。"))
     possible = "".join((disease.name, *(told for _, told in disease.findings), *disease.complications))
@@ -129,8 +125,7 @@ def nursing_record(rng: Random, disease: Disease) -> str:
     entries = [*first, *rest]
     hours = sorted(rng.sample(range(9, 17), len(entries)))
     lines = [
-        f"{hour}:{rng.choice(('00', '10', '20', '30', '45'))} {text}"
-        for hour, text in zip(hours, entries, strict=True)
+        f"{hour}:{rng.choice(('00', '10', '20', '30', '45'))} {text}" for hour, text in zip(hours, entries, strict=True)
     ]
     head = f"看護記録　入院{day}日目　{case.person}　{disease.name}（{disease.department}）"
     complication = join(some(rng, disease.complications, at_most=2), last="や")
@@ -199,9 +194,7 @@ def _care(case: Case, *, better: bool) -> list[str]:
     meal = f"食事は主食{rng.randint(5, 10)}割、副食{rng.randint(4, 10)}割を摂取した。"
     if "絶食" in "".join(disease.treatments) and not better:
         meal = "絶食の指示が守られている。口渇に対し含嗽を促した。"
-    understood = rng.choice(
-        ("理解は良好である。", "繰り返しの説明が必要と思われる。", "パンフレットを用いた。")
-    )
+    understood = rng.choice(("理解は良好である。", "繰り返しの説明が必要と思われる。", "パンフレットを用いた。"))
     safety = (
         "歩行は安定しており、転倒の危険は低いと判断した。",
         "ベッド柵とナースコールの位置を確認した。",

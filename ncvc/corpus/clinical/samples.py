@@ -25,9 +25,7 @@ from ncvc.corpus.documents import Document
 
 _INPATIENT = tuple(name for name, disease in DISEASES.items() if disease.setting != "慢")
 _OUTPATIENT = tuple(name for name, disease in DISEASES.items() if disease.setting != "急")
-_IMAGED = tuple(
-    name for name, disease in DISEASES.items() if any(e.kind == "画像" for e, _ in disease.findings)
-)
+_IMAGED = tuple(name for name, disease in DISEASES.items() if any(e.kind == "画像" for e, _ in disease.findings))
 
 # kind: (documents of it in a block, the names it can be about, their table, the function that writes it)
 _KINDS: dict[str, tuple[int, tuple[str, ...], dict, Callable[..., str]]] = {
@@ -70,9 +68,7 @@ def generate_documents(*, documents: int, seed: int) -> Iterator[Document]:
     and kind. Raises ValueError for a negative count.
     """
     if documents < 0:
-        raise ValueError(
-            f"documents={documents} cannot be negative: set the number of documents to write, 0 or more"
-        )
+        raise ValueError(f"documents={documents} cannot be negative: set the number of documents to write, 0 or more")
     return (_document(index, seed=seed) for index in range(documents))
 
 
