@@ -174,7 +174,7 @@ class StepLoader:
 
 
 class HeldOutLoader:
-    """Windows over the held-out tokens in order, every rank taking its share; the last one is padded with ``IGNORE``."""
+    """Windows over the held-out tokens in order, each rank its share; the last one is padded with ``IGNORE``."""
 
     def __init__(self, data: PackedDataModule, *, rank: int, world_size: int) -> None:
         self.data = data

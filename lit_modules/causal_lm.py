@@ -4,9 +4,9 @@ The loss of an optimizer step is the mean over all target tokens of the global b
 micro-batches: each micro-batch contributes its sum over the global count (batches carry it as ``target_tokens``), so
 8 x 1 equals 1 x 8 also when rows have unequal numbers of targets. Works unchanged for packed text and for chats.
 
-Dropout is a function of (seed, step, micro-batch, rank): the generator is set before every micro-batch, so a resumed run
-draws the same masks. Held-out loss is reported as nats per token and as bits per character, which does not depend on the
-tokenizer. Nothing here waits for the device except at logging steps.
+Dropout is a function of (seed, step, micro-batch, rank): the generator is set before every micro-batch, so a resumed
+run draws the same masks. Held-out loss is reported as nats per token and as bits per character, which does not depend
+on the tokenizer. Nothing here waits for the device except at logging steps.
 """
 
 import math
@@ -71,7 +71,7 @@ class CausalLM(lightning.LightningModule):
         return loss * (ranks * accumulated / batch["target_tokens"])
 
     def mean_loss(self) -> float:
-        """Mean loss in nats per token over all ranks since the last call; every rank must call it (one small reduce)."""
+        """Mean loss in nats per token over all ranks since the last call (one small reduce: all ranks call it)."""
         mean = float(self.trainer.strategy.reduce(self.loss_sum, reduce_op="sum")) / max(1, self.tokens_in_sum)
         self.loss_sum, self.tokens_in_sum = 0.0, 0
         return mean

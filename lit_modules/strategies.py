@@ -1,8 +1,8 @@
 """DeepSpeed ZeRO stage 2 under Lightning, on GPUs and on a CPU, with one class and one configuration (R60).
 
 Lightning's own ``DeepSpeedStrategy`` refuses to start without CUDA; the few overrides here let the same code run on CPU
-ranks over gloo, so that tests exercise the real thing. Gradients accumulate in fp32 (bf16 accumulation adds 40% error at
-32 micro-batches, measured) and every bucket setting is explicit.
+ranks over gloo, so that tests exercise the real thing. Gradients accumulate in fp32 (bf16 accumulation adds 40% error
+at 32 micro-batches, measured) and every bucket setting is explicit.
 """
 
 import logging

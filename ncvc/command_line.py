@@ -1,7 +1,8 @@
 """Problems of a Hydra command line, all at once instead of the first one with a stack trace.
 
 Composes the configuration that the arguments ask for; where that fails, takes the overrides one at a time, so that each
-bad one gets its own message, and checks what the good ones compose to. Costs one composition (about 0.3 s) when all is well.
+bad one gets its own message, and checks what the good ones compose to. Costs one composition (about 0.3 s) when all
+is well.
 """
 
 import difflib
@@ -11,7 +12,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ncvc.config import CONF_DIRECTORY, problems_of
@@ -90,7 +91,6 @@ def _keys(node: DictConfig, path: str) -> list[str]:
         name = f"{path}.{key}" if path else str(key)
         found.append(name)
         child = node._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none() and not OmegaConf.is_missing(node, key):
-            if not child._is_interpolation():
-                found += _keys(child, name)
+        if isinstance(child, DictConfig) and not (child._is_none() or child._is_missing() or child._is_interpolation()):
+            found += _keys(child, name)
     return found

@@ -28,7 +28,7 @@ _HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Root keys of ``conf/train.yaml`` and ``conf/bench.yaml``; the groups are typed by what their ``_target_`` names."""
+    """Root keys of ``conf/train.yaml`` and ``conf/bench.yaml``; groups are typed by what their ``_target_`` names."""
 
     name: str
     seed: int
@@ -70,8 +70,8 @@ def accumulation(batch_size: int, micro_batch_size: int, devices: Any, num_nodes
     if batch_size < 1 or parallel < 1 or batch_size % parallel:
         raise ValueError(
             f"data.batch_size={batch_size} is not a multiple of data.micro_batch_size={micro_batch_size} x "
-            f"trainer.devices={devices} x trainer.num_nodes={num_nodes} = {parallel}; set data.batch_size to a multiple "
-            f"of {parallel}, or change the other three."
+            f"trainer.devices={devices} x trainer.num_nodes={num_nodes} = {parallel}; set data.batch_size to a "
+            f"multiple of {parallel}, or change the other three."
         )
     return batch_size // parallel
 
@@ -245,13 +245,11 @@ def _cross_problems(config: DictConfig) -> list[str]:
     if isinstance(steps, int) and steps < 1:
         found.append(f"trainer.max_steps={steps}: a run has at least one optimizer step; set it to 1 or more.")
     elif isinstance(steps, int) and isinstance(warmup, int) and warmup >= steps:
-        found.append(
-            f"schedule.warmup_steps={warmup} does not fit into trainer.max_steps={steps}; set schedule.warmup_steps below."
-        )
+        found.append(f"schedule.warmup_steps={warmup} does not fit into trainer.max_steps={steps}; set it below that.")
     data = _readable(config, "data")
     if data.get("source") is None and data.get("sources") is None:
         found.append(
-            "data.source is not set: name a file or folder of text (txt, jsonl, parquet), or data.source=clinical_samples."
+            "data.source is not set: name a file or folder of text (txt, jsonl, parquet), or clinical_samples."
         )
     elif data.get("source") is not None and data.get("sources") is not None:
         found.append("data.source and data.sources are both set; keep one (data.sources=null or data.source=null).")

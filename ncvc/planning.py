@@ -1,8 +1,8 @@
 """What a configuration will cost, by arithmetic: parameters, FLOPs per token, memory per GPU, days.
 
-Two counts of FLOPs are common and differ by 9% at the report's shape, so both are given and named: ``causal`` counts the
-attention products that a causal kernel really does (half the square), ``full`` counts the whole square. MFU here uses
-``causal``. The input embedding is a table look-up and counts nothing. Memory is an estimate of tensors (weights,
+Two counts of FLOPs are common and differ by 9% at the report's shape, so both are given and named: ``causal`` counts
+the attention products that a causal kernel really does (half the square), ``full`` counts the whole square. MFU here
+uses ``causal``. The input embedding is a table look-up and counts nothing. Memory is an estimate of tensors (weights,
 gradients, optimizer states, kept activations, one chunk of logits), without the allocator's fragmentation.
 """
 
@@ -42,7 +42,7 @@ class FlopsPerToken:
 
 
 def flops_per_token(config: ModelConfig) -> FlopsPerToken:
-    """6 per matrix weight (without the input embedding) + 12 x layers x attention width x length, halved when causal."""
+    """6 per matrix weight (without the input embedding) + 12 x layers x attention width x length, half if causal."""
     table = config.vocab_size * config.hidden_size
     vectors = config.hidden_size * (2 * config.num_layers + 1)
     matrices = config.num_parameters - table - vectors

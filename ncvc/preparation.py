@@ -2,8 +2,8 @@
 
 raw source -> segmented store (cleaned, words separated) -> tokenizer -> token files (train and validation).
 Every product lies in a folder named by a hash of everything that decides its content (text, cleaner, analyser,
-dictionary, tokenizer, split), so a changed source or setting makes a new folder and an unchanged one costs only the hash
-of the source. Knows nothing of torch. Segmentation dominates: about 1.8 MB of UTF-8 per second and core.
+dictionary, tokenizer, split), so a changed source or setting makes a new folder and an unchanged one costs only the
+hash of the source. Knows nothing of torch. Segmentation dominates: about 1.8 MB of UTF-8 per second and core.
 """
 
 import fcntl

@@ -38,11 +38,11 @@ def start_run(config: DictConfig, *, data: Any, parameters: int) -> None:
             "windows": [len(windows) for windows in data.windows],
         },
     )
+    tokens_per_step = config.data.batch_size * config.data.context_length
     print(
         f"run folder {folder}\n{parameters:,} parameters; {data.train_tokens:,} unique training tokens; "
         f"{config.trainer.max_steps:,} steps of {config.data.batch_size} x {config.data.context_length} tokens "
-        f"({config.trainer.max_steps * config.data.batch_size * config.data.context_length / max(1, data.train_tokens):.1f} "
-        "epochs)",
+        f"({config.trainer.max_steps * tokens_per_step / max(1, data.train_tokens):.1f} epochs)",
         flush=True,
     )
 

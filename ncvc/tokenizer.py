@@ -349,7 +349,8 @@ def _fit(scratch: tokenizers.Tokenizer, trainer: trainers.UnigramTrainer, texts:
         raise ValueError(
             f"tokenizer.vocab_size={vocab_size} is too small: {needed - FIRST_PIECE_ID} distinct "
             f"characters of this text and {FIRST_PIECE_ID} special and byte entries need {needed}; "
-            f"set tokenizer.vocab_size to at least {needed} (the report: 32768) or train on text with fewer distinct characters"
+            f"set tokenizer.vocab_size to at least {needed} (the report: 32768) or train on text with fewer "
+            "distinct characters"
         ) from error
     if not texts.alphabet - set(" \n"):
         raise ValueError("the training text of the tokenizer is empty; check the corpus named by tokenizer.corpus")

@@ -1,4 +1,4 @@
-"""Every file under conf/ composes, builds on the meta device and configures an optimizer; the report's figures stand."""
+"""Every file under conf/ composes, builds on the meta device, configures an optimizer; the report's figures stand."""
 
 import re
 import subprocess
@@ -107,7 +107,7 @@ REPORT_AGAIN = {
 
 def test_the_full_run_is_the_reports_figure_by_figure(composed):
     config = composed("experiment=pretrain_1b")
-    expected = {key: figure for key, figure in REPORT.values()} | REPORT_AGAIN
+    expected = dict(REPORT.values()) | REPORT_AGAIN
     found = {key: OmegaConf.select(config, key) for key in expected}
     found["optimizer.betas"] = list(found["optimizer.betas"])
     assert found == expected

@@ -1,4 +1,4 @@
-"""What a run records of its machine, and the peak its utilization is measured against."""
+"""What a run records of its machine, the peak its utilization is measured against, and how records are written."""
 
 import importlib.metadata
 import json
@@ -10,13 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ncvc.environment import (
-    environment_record,
-    peak_memory_bytes,
-    peak_of_this_machine,
-    require_disk,
-    write_json,
-)
+from ncvc.environment import environment_record, peak_memory_bytes, peak_of_this_machine
+from ncvc.storage import require_free_space, write_json
 
 CPU = torch.device("cpu")
 
@@ -122,14 +117,14 @@ def test_a_record_that_cannot_be_written_leaves_the_old_file(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["record.json"]
 
 
-def test_too_little_disk_is_refused_with_the_need_the_rest_and_the_setting(tmp_path):
+def test_too_little_disk_is_refused_before_the_folder_is_made_with_the_need_the_rest_and_the_cure(tmp_path):
     target = tmp_path / "not" / "yet" / "there"
-    require_disk(target, needed=1, purpose="packing", setting="paths.home")
+    require_free_space(target, 1, what="packing")
     with pytest.raises(OSError) as refusal:
-        require_disk(target, needed=10**18, purpose="packing the corpus", setting="paths.home")
+        require_free_space(target, 10**18, what="packing the corpus")
     message = str(refusal.value)
-    free = shutil.disk_usage(tmp_path).free / 1e9
-    for part in ("packing the corpus needs about 1000000000.00 GB", str(tmp_path), "set paths.home"):
+    for part in (f"packing the corpus needs about {10**18:,} bytes in {target}", "set NCVC_HOME"):
         assert part in message
-    assert float(message.split(" has ")[1].split(" GB free")[0]) == pytest.approx(free, rel=0.05)
+    told = int(message.split("that disk has ")[1].split(" free")[0].replace(",", ""))
+    assert told == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)
     assert not target.exists()

@@ -1,5 +1,6 @@
 """The packed data module: what a batch holds, and that it depends on nothing but data, seed and step."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -92,7 +93,8 @@ def test_truncated_rows_start_with_a_document(packed):
 
 def test_sources_mix_by_their_weights(tiny_run, tmp_path):
     write_source(tmp_path / "second.jsonl", documents=40)
-    mixed = f"{{one: {{path: {tmp_path / 'source.jsonl'}, weight: 0.75}}, two: {{path: {tmp_path / 'second.jsonl'}, weight: 0.25}}}}"
+    one, two = tmp_path / "source.jsonl", tmp_path / "second.jsonl"
+    mixed = f"{{one: {{path: {one}, weight: 0.75}}, two: {{path: {two}, weight: 0.25}}}}"
     data = instantiate(tiny_run("data.source=null", f"data.sources={mixed}").data, _convert_="all")
     data.prepare_data()
     data.setup()
@@ -124,7 +126,7 @@ def test_no_document_is_in_training_and_held_out(packed):
         ("validation", next(iter(data.validation.values()))),
     ):
         starts = [*file.document_starts.tolist(), file.tokens]
-        texts[side] = {tuple(file.tokens_array[a:b].tolist()) for a, b in zip(starts[:-1], starts[1:], strict=True)}
+        texts[side] = {tuple(file.tokens_array[a:b].tolist()) for a, b in pairwise(starts)}
     assert texts["train"].isdisjoint(texts["validation"])
     assert len(texts["train"]) + len(texts["validation"]) == 60
 

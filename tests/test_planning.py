@@ -149,10 +149,9 @@ def test_zero_2_divides_gradients_and_optimizer_by_the_ranks_and_keeps_bf16_weig
     assert one.activations == four.activations
 
 
-def saved_bytes(config: ModelConfig, *, rows: int, bf16: bool, activation_checkpointing: bool) -> int:
+def saved_bytes(config: ModelConfig, *, rows: int, activation_checkpointing: bool) -> int:
     """Bytes of distinct tensors that autograd keeps for the backward pass of the layers, weights left out."""
     model = Transformer(config, activation_checkpointing=activation_checkpointing)
-    model = model.bfloat16() if bf16 else model
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
     held = []
@@ -170,24 +169,34 @@ def saved_bytes(config: ModelConfig, *, rows: int, bf16: bool, activation_checkp
     return sum(kept.values())
 
 
-@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("activation_checkpointing", [False, True])
-def test_the_activations_of_the_estimate_are_within_a_quarter_of_those_really_kept(bf16, activation_checkpointing):
+def test_the_activations_of_the_estimate_are_within_a_quarter_of_those_really_kept(activation_checkpointing):
     shape = {"hidden_size": 128, "intermediate_size": 512, "num_heads": 8, "head_dim": 16, "num_layers": 6}
     config = ModelConfig(**{**SMALL, **shape})
     estimate = memory_per_gpu(
         config,
         micro_batch_size=4,
         ranks=1,
-        zero_stage=2 if bf16 else 0,
-        bf16=bf16,
+        zero_stage=0,
+        bf16=False,
         activation_checkpointing=activation_checkpointing,
     )
-    real = saved_bytes(config, rows=4, bf16=bf16, activation_checkpointing=activation_checkpointing)
+    real = saved_bytes(config, rows=4, activation_checkpointing=activation_checkpointing)
     if activation_checkpointing:  # at the peak one layer is unfolded again
-        whole = saved_bytes(config, rows=4, bf16=bf16, activation_checkpointing=False)
-        real += whole // config.num_layers
+        real += saved_bytes(config, rows=4, activation_checkpointing=False) // config.num_layers
     assert estimate.activations == pytest.approx(real, rel=0.25)
+
+
+def test_the_activations_of_the_reports_run_by_hand():
+    """Values that each token of each layer keeps in bf16 on a GPU, and the two masks of residual dropout."""
+    norms = 2 * (2048 + 2048)  # what goes into and comes out of both
+    attention = (2048 + 2 * 512) + (2048 + 512) + 2048  # qkv, rotated query and key, output
+    mlp = 2 * 8192  # before and after SiLU
+    kept = 24 * 8 * 2048 * (2 * (norms + attention + mlp) + 2 * 2048)
+    estimate = memory_per_gpu(
+        REPORT, micro_batch_size=8, ranks=4, zero_stage=2, bf16=True, activation_checkpointing=False
+    )
+    assert estimate.activations == pytest.approx(kept, rel=0.05)
 
 
 # --- peaks ---

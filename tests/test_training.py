@@ -42,7 +42,8 @@ def test_a_run_leaves_its_model_its_record_and_its_figures(finished):
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"tensors": 0}).Reload()
     wanted = {
         "train/loss", "train/gradient_norm", "train/learning_rate", "train/tokens_seen", "speed/tokens_per_second",
-        "speed/mfu", "memory/peak_gib", "time/remaining_hours", "held_out/nats_per_token", "held_out/bits_per_character",
+        "speed/mfu", "memory/peak_gib", "time/remaining_hours", "held_out/nats_per_token",
+        "held_out/bits_per_character",
     }  # fmt: skip
     assert wanted <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("held_out/bits_per_character")] == [0, 3, 6]
@@ -97,7 +98,7 @@ def test_sampling_and_scoring_more_often_does_not_change_the_weights(tiny_run, t
 
 
 def figures_of(folder: Path) -> dict[str, list[float]]:
-    """Loss and gradient norm of every step, from TensorBoard: Adam hides a wrong scale of the gradient, these do not."""
+    """Loss and gradient norm of every step, from TensorBoard: Adam hides a wrong scale, these do not."""
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     return {name: [event.value for event in events.Scalars(f"train/{name}")] for name in ("loss", "gradient_norm")}
 

@@ -144,7 +144,7 @@ def _flash(
     if not flash_is_available(query):
         raise ValueError(
             "model.attention_backend=flash needs a CUDA GPU, bf16 or fp16 tensors and the flash-attn package; this is "
-            f"{query.dtype} on {query.device}. Set model.attention_backend=sdpa, or install 'ncvc[gpu]' and train in bf16."
+            f"{query.dtype} on {query.device}. Set it to sdpa, or install 'ncvc[gpu]' and train in bf16."
         )
     if mask is not None:
         raise ValueError("model.attention_backend=flash takes no free mask; set model.attention_backend=sdpa.")

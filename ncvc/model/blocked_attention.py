@@ -1,12 +1,13 @@
 """Causal grouped-query attention for CPUs as a few large matrix products per block of queries.
 
 PyTorch's fused CPU kernel works head by head with small products; with narrow heads its backward pass is the largest
-single cost of a small model's step. Here the query heads of a group share one product with their key head, each block of
-queries meets only the keys up to its end (so about half the square is computed), and the backward pass recomputes the
-block's probabilities from the saved normalizers, so memory stays linear in the sequence length. Attention dropout costs
-one more elementwise pass instead of the fall to the unfused path. Not twice differentiable.
+single cost of a small model's step. Here the query heads of a group share one product with their key head, each block
+of queries meets only the keys up to its end (so about half the square is computed), and the backward pass recomputes
+the block's probabilities from the saved normalizers, so memory stays linear in the sequence length. Attention dropout
+costs one more elementwise pass instead of the fall to the unfused path. Not twice differentiable.
 
-Shapes: B batch, H query heads, K key/value heads, G = H / K, T tokens, D head width, Q queries of a block, S keys so far.
+Shapes: B batch, H query heads, K key/value heads, G = H / K, T tokens, D head width, Q queries of a block, S keys so
+far.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Continue a prompt token by token with a static key/value cache.
 
-Greedy at temperature 0, else sampling from the softmax at that temperature, cut to the smallest set of tokens that holds
-``top_p`` of it. Randomness comes from a generator of its own, so sampling during training leaves training's alone.
-One prompt at a time; costs one forward pass over the prompt and one token's pass per new token.
+Greedy at temperature 0, else sampling from the softmax at that temperature, cut to the smallest set of tokens that
+holds ``top_p`` of it. Randomness comes from a generator of its own, so sampling during training leaves training's
+alone. One prompt at a time; costs one forward pass over the prompt and one token's pass per new token.
 """
 
 from collections.abc import Callable

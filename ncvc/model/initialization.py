@@ -39,8 +39,9 @@ WESAR_STD = math.sqrt(4e-5)  # one common std for every matrix (Nishida et al. 2
 class InitVariant:
     """One named choice: a default law, the matrices that depart from it, and what the network does at run time.
 
-    ``scale_embedding`` multiplies the embedding's output by sqrt(d) (R51). ``gates`` stores every matrix with the common
-    std and gives it one trainable factor that starts at law / common std, so that the product follows the law (WeSaR).
+    ``scale_embedding`` multiplies the embedding's output by sqrt(d) (R51). ``gates`` stores every matrix with the
+    common std and gives it one trainable factor that starts at law / common std, so that the product follows the law
+    (WeSaR).
     """
 
     meaning: str

@@ -3,7 +3,8 @@
 At the report's shape the fp32 logits of one micro-batch (8 x 2,048 tokens x 32,768 words) are 2.1 GB and their gradient
 as much again. Here the vocabulary projection, the loss and both gradients are made chunk by chunk in the forward pass,
 so nothing is recomputed: memory is one chunk of logits plus the gradient of the head, which training needs anyway.
-Equal to ``F.cross_entropy(hidden @ weight.T)`` in value and gradient (tested in fp32 and fp64). Not twice differentiable.
+Equal to ``F.cross_entropy(hidden @ weight.T)`` in value and gradient (tested in fp32 and fp64). Not twice
+differentiable.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Optimizer groups and the learning-rate schedule of the report (R64, R66).
 
-Matrices decay, norm gains and gates do not. The schedule is a plain function of the update's number, so a test can state
-every value and a resumed run needs no scheduler state beyond it.
+Matrices decay, norm gains and gates do not. The schedule is a plain function of the update's number, so a test can
+state every value and a resumed run needs no scheduler state beyond it.
 """
 
 import math
@@ -31,7 +31,7 @@ def adamw(
     epsilon: float = 1e-8,
     fused: bool = True,
 ) -> torch.optim.AdamW:
-    """PyTorch's own AdamW over ``parameter_groups`` (R64, R66); ``fused`` needs no compiler and is 5x faster on a CPU."""
+    """PyTorch's own AdamW over ``parameter_groups`` (R64, R66); ``fused`` needs no compiler; 5x faster on a CPU."""
     groups = parameter_groups(model, weight_decay=weight_decay)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=tuple(betas), eps=epsilon, fused=fused)
 

@@ -366,7 +366,7 @@ class Transformer(nn.Module):
     def loss(
         self, input_ids: torch.Tensor, labels: torch.Tensor, *, document_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Summed next-token cross entropy in nats (R63); ``labels`` [B, T] are the tokens to predict, already shifted."""
+        """Summed next-token cross entropy in nats (R63); ``labels`` [B, T] are the next tokens, already shifted."""
         hidden = self._head_input(self.hidden_states(input_ids, document_ids=document_ids))
         return linear_cross_entropy(hidden, self.head.weight, labels.flatten())
 

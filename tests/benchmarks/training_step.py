@@ -3,8 +3,8 @@
     python tests/benchmarks/training_step.py --repeats 12
 
 All models live in one process and take turns step by step, so that a slow moment of a shared machine hits all alike;
-reported is the median over the pairs of steps. Equal work is asserted: all start from the same weights and must print the
-same loss. Peak memory is measured in a process of its own per model (resident set above what imports need).
+reported is the median over the pairs of steps. Equal work is asserted: all start from the same weights and must print
+the same loss. Peak memory is measured in a process of its own per model (resident set above what imports need).
 ``--compile`` adds the compiled form of each (ours: its blocks).
 """
 
@@ -26,24 +26,24 @@ from ncvc.model.optimization import adamw
 from ncvc.model.transformer import ModelConfig, Transformer
 
 SIZES = {  # about 10M and 50M parameters, the vocabulary of the quickstart's order and of the report
-    "10M": dict(
-        vocab_size=8192,
-        hidden_size=256,
-        intermediate_size=1024,
-        num_layers=8,
-        num_heads=8,
-        num_kv_heads=2,
-        head_dim=32,
-    ),
-    "50M": dict(
-        vocab_size=32768,
-        hidden_size=512,
-        intermediate_size=2048,
-        num_layers=8,
-        num_heads=8,
-        num_kv_heads=2,
-        head_dim=64,
-    ),
+    "10M": {
+        "vocab_size": 8192,
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_layers": 8,
+        "num_heads": 8,
+        "num_kv_heads": 2,
+        "head_dim": 32,
+    },
+    "50M": {
+        "vocab_size": 32768,
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_layers": 8,
+        "num_heads": 8,
+        "num_kv_heads": 2,
+        "head_dim": 64,
+    },
 }
 LENGTH = 512
 

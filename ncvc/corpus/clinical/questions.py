@@ -4,7 +4,6 @@ Some thirty microseconds a text. The sentence patterns were written for this rep
 Synthetic text for demonstration, not medical advice.
 """
 
-
 from __future__ import annotations
 
 from random import Random

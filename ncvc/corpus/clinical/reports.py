@@ -5,7 +5,6 @@ sentence patterns were written for this repository and copied from nowhere. Synt
 medical advice; no report tells of a real person.
 """
 
-
 from __future__ import annotations
 
 from random import Random
