@@ -17,9 +17,9 @@ at most `CACHE_WORDS` of them); raw text at the speed of the analyser. Training 
 distinct words, not the length of the text.
 
 What it does not do: split special tokens out of text, add a space of its own, or share one object between
-threads (see `morphology`). The training of the `tokenizers` package is not deterministic in its last digits;
-pieces are therefore ordered by their text and scores rounded, so that two trainings which find the same
-pieces give them the same ids. Ship the files, not the recipe."""
+threads (see `morphology`). Two trainings on the same text give the same ids in practice (see `unigram`), but not
+to the last digit of a score: ship the files, not the recipe.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from ncvc.corpus.cleaning import SPACE, Cleaner
 from ncvc.morphology import Analyzer, analyzer_from_identity, check_identity
+from ncvc.unigram import NotEnoughRoomError, learn_pieces
 
 FORMAT_VERSION = 1
 BEGIN_OF_TEXT, END_OF_TEXT, NEWLINE, UNKNOWN = "<|begin_of_text|>", "<|end_of_text|>", "\n", "<unk>"
@@ -53,7 +54,7 @@ INITIAL_ALPHABET = (
 )
 SMALLEST_VOCABULARY = FIRST_PIECE_ID + len(set(INITIAL_ALPHABET))
 NEVER_CHOSEN = -10_000.0  # score of entries no text may give; far below any path of single characters
-SCORE_DIGITS = 3
+_UNUSED = "<|unused_"
 CACHE_WORDS = 500_000
 CACHED_WORD_LENGTH = 64
 MODEL_FILE, METADATA_FILE = "tokenizer.json", "ncvc_tokenizer.json"
@@ -170,30 +171,35 @@ class Tokenizer:
                 f"set at least {SMALLEST_VOCABULARY} (the report: 32768)"
             )
         room = vocab_size - FIRST_PIECE_ID
-        counted = _Counted(segmented)
-        scratch = tokenizers.Tokenizer(models.Unigram())
-        scratch.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        trainer = trainers.UnigramTrainer(
-            vocab_size=room,
-            shrinking_factor=shrinking_factor,
-            max_piece_length=max_piece_length,
-            n_sub_iterations=n_sub_iterations,
-            initial_alphabet=sorted(set(INITIAL_ALPHABET)),
-            show_progress=progress,
-        )
-        _fit(scratch, trainer, counted, vocab_size=vocab_size)
-        learned = _choose(json.loads(scratch.to_str())["model"]["vocab"], room)
+        try:
+            text = learn_pieces(
+                segmented,
+                most_pieces=room,
+                alphabet=INITIAL_ALPHABET,
+                shrinking_factor=shrinking_factor,
+                max_piece_length=max_piece_length,
+                n_sub_iterations=n_sub_iterations,
+                progress=progress,
+            )
+        except NotEnoughRoomError as error:
+            needed = FIRST_PIECE_ID + error.distinct
+            raise ValueError(
+                f"tokenizer.vocab_size={vocab_size} is too small: {error.distinct} distinct characters of this text "
+                f"and {FIRST_PIECE_ID} special and byte entries need {needed}; set tokenizer.vocab_size to at least "
+                f"{needed} (the report: 32768) or train on text with fewer distinct characters"
+            ) from error
+        learned = _choose(text.pieces, room)
         unused = room - len(learned)
         if unused:
             warnings.warn(
-                f"the text gave {len(learned)} pieces (from {counted.characters} characters), "
+                f"the text gave {len(learned)} pieces (from {text.characters} characters), "
                 f"so {unused} of the {vocab_size} entries stay unused; give the tokenizer more text or lower "
                 f"tokenizer.vocab_size to {vocab_size - unused}",
                 stacklevel=2,
             )
         training = {
-            "texts": counted.texts,
-            "characters": counted.characters,
+            "texts": text.texts,
+            "characters": text.characters,
             "pieces": len(learned),
             "unused": unused,
             "shrinking_factor": shrinking_factor,
@@ -201,7 +207,7 @@ class Tokenizer:
             "n_sub_iterations": n_sub_iterations,
             "tokenizers_version": tokenizers.__version__,
         }
-        vocabulary = _fixed_entries() + learned + [(f"<|unused_{n}|>", NEVER_CHOSEN) for n in range(unused)]
+        vocabulary = _fixed_entries() + learned + [(f"{_UNUSED}{n}|>", NEVER_CHOSEN) for n in range(unused)]
         return cls(
             vocabulary,
             cleaner=cleaner,
@@ -323,53 +329,15 @@ def _natural(ids: Iterable[int]) -> Iterator[int]:
         yield id
 
 
-class _Counted:
-    """Passes texts on and counts them, their characters and their distinct characters."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        self._texts, self.texts, self.characters, self.alphabet = texts, 0, 0, set[str]()
-
-    def __iter__(self) -> Iterator[str]:
-        for text in self._texts:
-            self.texts += 1
-            self.characters += len(text)
-            self.alphabet.update(text)
-            yield text
-
-
-def _fit(scratch: tokenizers.Tokenizer, trainer: trainers.UnigramTrainer, texts: _Counted, *, vocab_size: int) -> None:
-    """Run the training; its refusals (every distinct character needs a piece, no text at all) become errors
-    that say what to set."""
-    try:
-        scratch.train_from_iterator(texts, trainer=trainer)
-    except Exception as error:
-        if "not large enough to contain all chars" not in str(error):
-            raise
-        needed = FIRST_PIECE_ID + len(texts.alphabet - set(" \n") | set(INITIAL_ALPHABET))
-        raise ValueError(
-            f"tokenizer.vocab_size={vocab_size} is too small: {needed - FIRST_PIECE_ID} distinct "
-            f"characters of this text and {FIRST_PIECE_ID} special and byte entries need {needed}; "
-            f"set tokenizer.vocab_size to at least {needed} (the report: 32768) or train on text with fewer "
-            "distinct characters"
-        ) from error
-    if not texts.alphabet - set(" \n"):
-        raise ValueError("the training text of the tokenizer is empty; check the corpus named by tokenizer.corpus")
-
-
 def _fixed_entries() -> list[tuple[str, float]]:
     special = [BEGIN_OF_TEXT, END_OF_TEXT, NEWLINE, UNKNOWN]
     return [(text, NEVER_CHOSEN) for text in special + [f"<0x{byte:02X}>" for byte in range(256)]]
 
 
-def _choose(trained: list[list[Any]], room: int) -> list[tuple[str, float]]:
-    """At most `room` trained pieces in the order of their text, scores rounded: the initial alphabet, then
-    the most probable."""
+def _choose(learned: list[tuple[str, float]], room: int) -> list[tuple[str, float]]:
+    """At most `room` pieces in the order of their text: the initial alphabet, then the most probable."""
     reserved = {text for text, _ in _fixed_entries()}
-    scores = {
-        text: round(float(score), SCORE_DIGITS)
-        for text, score in trained
-        if text not in reserved and not text.startswith("<|unused_")
-    }
+    scores = {text: score for text, score in learned if text not in reserved and not text.startswith(_UNUSED)}
     alphabet = set(INITIAL_ALPHABET)
     ranked = sorted(scores, key=lambda text: (text not in alphabet, -scores[text], text))
     return [(text, scores[text]) for text in sorted(ranked[:room])]
@@ -379,7 +347,7 @@ def _decoding_table(pieces: tuple[str, ...]) -> list[bytes]:
     """The bytes each id stands for; empty for entries that stand for no text."""
     table = [piece.replace(SPACE, " ").encode() for piece in pieces]
     for id, piece in enumerate(pieces):
-        if id in (BEGIN_ID, END_ID, UNKNOWN_ID) or piece.startswith("<|unused_"):
+        if id in (BEGIN_ID, END_ID, UNKNOWN_ID) or piece.startswith(_UNUSED):
             table[id] = b""
     table[FIRST_BYTE_ID:FIRST_PIECE_ID] = [bytes([byte]) for byte in range(256)]
     return table
@@ -390,7 +358,7 @@ def _character_counts(pieces: tuple[str, ...]) -> np.ndarray:
     of a character, 0 for the rest."""
     counts = np.array([len(piece) for piece in pieces], dtype=np.int64)
     counts[[BEGIN_ID, END_ID, UNKNOWN_ID]] = 0
-    counts[[id for id, piece in enumerate(pieces) if piece.startswith("<|unused_")]] = 0
+    counts[[id for id, piece in enumerate(pieces) if piece.startswith(_UNUSED)]] = 0
     counts[FIRST_BYTE_ID:FIRST_PIECE_ID] = [0 if 0x80 <= byte < 0xC0 else 1 for byte in range(256)]
     return counts
 

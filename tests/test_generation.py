@@ -148,6 +148,18 @@ def test_repetition_penalty_divides_positive_and_multiplies_negative_logits_of_w
     assert found != generate(model, PROMPT, max_new_tokens=12)
 
 
+def test_repetition_penalty_pushes_a_seen_token_down_also_where_every_logit_is_negative():
+    decisive = 0
+    for seed in range(120):
+        model = build(seed=seed, vocab_size=3)
+        logits = next_logits(model, [1]).tolist()
+        if max(logits) < 0 and logits[1] == max(logits):
+            expected = max(range(3), key=[logits[0], 5 * logits[1], logits[2]].__getitem__)
+            assert generate(model, [1], max_new_tokens=1, repetition_penalty=5.0) == [expected]
+            decisive += expected != 1
+    assert decisive >= 2
+
+
 # --- where it stops ---
 
 

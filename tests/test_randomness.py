@@ -40,6 +40,11 @@ def test_splitmix64_is_a_bijection():
         assert (state - GOLDEN) & MASK == value
 
 
+def test_mix_keeps_its_values_so_that_old_runs_resume_with_the_same_draws():
+    assert mix(7, 250, 3, 1) == 10871131947745679035
+    assert mix(0) == splitmix64(1 ^ splitmix64(0)) == 627405149472732430
+
+
 def test_mix_never_collides_over_seeds_steps_micro_batches_and_ranks():
     grid = list(itertools.product(range(3), [0, 1, 2, 3, 100, 23_999, 24_000], range(32), range(8)))
     shorter = [values[:count] for values in grid for count in (1, 2, 3)]

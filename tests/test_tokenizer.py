@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ncvc.tokenizer
+import ncvc.unigram
 from ncvc.corpus.cleaning import Cleaner
 from ncvc.morphology import Analyzer, build_analyzer
 from ncvc.tokenizer import (
@@ -183,10 +184,22 @@ def test_the_vocabulary_has_the_promised_layout_and_size(tokenizer):
     assert len(tokenizer.character_counts) == 700 and not tokenizer.character_counts[[0, 1, 3]].any()
 
 
-def test_frequent_words_become_one_piece(segmented, cleaner, analyzer):
-    roomy = trained(segmented, cleaner, analyzer, vocab_size=1000)
-    assert len(roomy.encode_segmented("急性 心筋 梗塞 aspirin")) == 4
-    assert max(len(piece) for piece in roomy.pieces[260:] if not piece.startswith("<|")) <= 16
+def test_frequent_words_become_one_piece_though_part_of_no_other_word(segmented, cleaner, analyzer, monkeypatch):
+    words = {word for text in segmented for word in text.split() if 2 <= len(word) <= 16}
+
+    def share_of_whole_words() -> float:
+        pieces = trained(segmented, cleaner, analyzer, vocab_size=1000).pieces[260:]
+        assert max(len(piece) for piece in pieces if not piece.startswith("<|")) <= 16
+        return len(words & set(pieces)) / len(words)
+
+    assert share_of_whole_words() > 0.8
+    monkeypatch.setattr(ncvc.unigram, "LEAST_COUNT", 10**9)  # the training of the package alone
+    assert share_of_whole_words() < 0.4
+
+
+def test_the_count_of_words_is_bounded(segmented, tokenizer, cleaner, analyzer, monkeypatch):
+    monkeypatch.setattr(ncvc.unigram, "MOST_WORDS", 40)
+    assert trained(segmented, cleaner, analyzer).vocab_size == tokenizer.vocab_size
 
 
 def test_too_little_text_leaves_unused_entries_and_a_warning_that_counts_them(segmented, cleaner, analyzer):
@@ -222,13 +235,13 @@ def test_an_empty_training_text_is_refused(texts, cleaner, analyzer):
 
 def test_the_settings_of_the_report_are_the_defaults_and_reach_the_trainer(segmented, cleaner, analyzer, monkeypatch):
     seen = {}
-    real = tokenizers.trainers.UnigramTrainer
+    real = ncvc.unigram.trainers.UnigramTrainer
 
     def spy(**arguments):
         seen.update(arguments)
         return real(**arguments)
 
-    monkeypatch.setattr(ncvc.tokenizer.trainers, "UnigramTrainer", spy)
+    monkeypatch.setattr(ncvc.unigram.trainers, "UnigramTrainer", spy)
     trained(segmented, cleaner, analyzer)
     assert (seen["shrinking_factor"], seen["max_piece_length"], seen["n_sub_iterations"]) == (
         0.75,

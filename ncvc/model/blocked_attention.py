@@ -16,7 +16,7 @@ import torch
 
 
 def blocked_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, dropout: float = 0.0, block: int = 128
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, dropout: float = 0.0, block: int = 64
 ) -> torch.Tensor:
     """Causal attention of ``query`` [B, H, T, D] over ``key`` and ``value`` [B, K, T, D]; returns [B, H, T, D]."""
     seed = int(torch.randint(2**62, ())) if dropout > 0 else 0
