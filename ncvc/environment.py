@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ncvc.planning import PEAK_TFLOPS
+from ncvc.planning import known_peak
 
 RECORDED_PACKAGES = (
     "torch", "lightning", "deepspeed", "hydra-core", "omegaconf", "tokenizers", "sudachipy", "sudachidict-core",
@@ -29,9 +29,8 @@ def peak_of_this_machine(device: torch.device, *, given: float | None = None) ->
     if given is not None:
         return given, "the peak set in the configuration"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    for known, peak in PEAK_TFLOPS.items():
-        if known.lower() in name.lower():
-            return peak, f"{name}, data sheet, dense bf16"
+    if name and (peak := known_peak(name)) is not None:
+        return peak, f"{name}, data sheet, dense bf16"
     size = 768 if device.type == "cpu" else 8192
     square = torch.ones(size, size, device=device, dtype=torch.float32 if device.type == "cpu" else torch.bfloat16)
     best = float("inf")
@@ -63,6 +62,8 @@ def environment_record() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             packages[name] = None
     root = Path(__file__).resolve().parent.parent
+    ours = _git(root, "rev-parse", "--show-toplevel") == str(root)  # not a repository that merely contains this folder
+    changes = _git(root, "status", "--porcelain") if ours else None
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": [sys.executable, *sys.argv],
@@ -73,8 +74,8 @@ def environment_record() -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda,
         "packages": packages,
-        "commit": _git(root, "rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git(root, "status", "--porcelain")),
+        "commit": _git(root, "rev-parse", "HEAD") if ours else None,
+        "uncommitted_changes": None if changes is None else bool(changes),
     }
 
 

@@ -1,6 +1,6 @@
 """What a configuration will cost, by arithmetic: parameters, FLOPs per token, memory per GPU, days.
 
-Two counts of FLOPs are common and differ by 9% at the report's shape, so both are given and named: ``causal`` counts
+Two counts of FLOPs are common and differ by 8% at the report's shape, so both are given and named: ``causal`` counts
 the attention products that a causal kernel really does (half the square), ``full`` counts the whole square. MFU here
 uses ``causal``. The input embedding is a table look-up and counts nothing. Memory is an estimate of tensors (weights,
 gradients, optimizer states, kept activations, one chunk of logits), without the allocator's fragmentation.
@@ -13,7 +13,10 @@ from typing import Any
 from ncvc.model.transformer import ModelConfig
 
 # Dense bf16 peak in TFLOP/s from the vendors' data sheets (no sparsity); the name is printed beside every MFU
+# (a name that contains another stands before it)
 PEAK_TFLOPS = {
+    "H200 NVL": 835.0,
+    "H100 PCIe": 756.0,
     "H200": 989.0,
     "H100": 989.0,
     "A100": 312.0,
@@ -43,9 +46,8 @@ class FlopsPerToken:
 
 def flops_per_token(config: ModelConfig) -> FlopsPerToken:
     """6 per matrix weight (without the input embedding) + 12 x layers x attention width x length, half if causal."""
-    table = config.vocab_size * config.hidden_size
-    vectors = config.hidden_size * (2 * config.num_layers + 1)
-    matrices = config.num_parameters - table - vectors
+    width = 2 * config.head_dim * (config.num_heads + config.num_kv_heads) + 2 * config.intermediate_size
+    matrices = config.hidden_size * (config.num_layers * width + config.vocab_size)
     square = 12.0 * config.num_layers * config.num_heads * config.head_dim * config.context_length
     return FlopsPerToken(matrices=6.0 * matrices, attention_causal=square / 2)
 
@@ -84,7 +86,7 @@ def memory_per_gpu(
     share = ranks if zero_stage >= 2 else 1
     weights = parameters * (2 if zero_stage >= 1 and bf16 else 4)
     gradients = parameters * 4 / share
-    moments = parameters * (12 if zero_stage >= 1 and bf16 else 8) / share
+    moments = parameters * (12 if zero_stage >= 1 and bf16 else 8) / (ranks if zero_stage >= 1 else 1)
     tokens = micro_batch_size * config.context_length
     activation = 2 if bf16 else 4
     residual = tokens * config.hidden_size * (activation if zero_stage >= 1 and bf16 else 4)
@@ -131,7 +133,7 @@ def plan(config: ModelConfig, *, run: dict[str, Any], gpu: str, utilization: flo
         "flops_per_token_causal": flops.causal,
         "flops_per_token_full": flops.full,
         "memory_bytes": {**asdict(memory), "total": memory.total},
-        "checkpoint_bytes": 14 * config.num_parameters,
+        "checkpoint_bytes": (14 if run["zero_stage"] >= 1 and run["bf16"] else 12) * config.num_parameters,
         "gpu": gpu,
         "peak_tflops": peak,
         "utilization": utilization,
@@ -174,9 +176,13 @@ def plan_as_table(figures: Mapping[str, Any]) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
+def known_peak(gpu: str) -> float | None:
+    """Data-sheet peak of a GPU whose name holds a key of ``PEAK_TFLOPS``, else None."""
+    return next((peak for name, peak in PEAK_TFLOPS.items() if name.lower() in gpu.lower()), None)
+
+
 def peak_of(gpu: str) -> float:
     """Data-sheet peak of a GPU named like a key of ``PEAK_TFLOPS``; ``ValueError`` lists the known ones."""
-    for name, peak in PEAK_TFLOPS.items():
-        if name.lower() in gpu.lower():
-            return peak
+    if (peak := known_peak(gpu)) is not None:
+        return peak
     raise ValueError(f"bench.gpu={gpu!r} has no known peak; set it to one of {', '.join(PEAK_TFLOPS)}.")

@@ -139,9 +139,14 @@ def _edges(path: Path) -> str:
         return hashlib.sha256(data + handle.read()).hexdigest()
 
 
-def check_file(path: Path, record: Mapping[str, Any], *, verify: bool) -> None:
+def check_file(
+    path: Path,
+    record: Mapping[str, Any],
+    *,
+    verify: bool,
+    cure: str = "remove its folder and prepare the data again",
+) -> None:
     """Raise if the file is missing, of another size, or altered (at its edges; with `verify` anywhere)."""
-    cure = "remove its folder and prepare the data again"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing, though the manifest beside it lists it; {cure}")
     size = path.stat().st_size

@@ -118,7 +118,7 @@ def test_other_errors_of_sudachi_are_not_hidden(analyzer, monkeypatch):
 
 
 def test_a_very_long_sentence_does_not_slow_later_ones():
-    """Sudachi clears the largest lattice it ever built at each call: long sentences have their own tokenizer."""
+    """Sudachi clears the largest lattice it ever built at each call; long sentences have their own."""
     analyzer = build_analyzer()
     lines = [LINE] * 300
 

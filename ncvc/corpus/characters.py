@@ -56,8 +56,8 @@ BREAKS = "\x0b\x0c\r\x85\u2028\u2029"
 # Blocks whose compatibility forms become Japanese text; what NFKC could change elsewhere is removed by R26
 # anyway.
 REPERTOIRE = (
-    "\u00a0-\u024f\u02b0-\u03ff\u1d2c-\u1dbf\u1e00-\u1fff\u2000-\u20cf\u2100-\u23ff\u2460-\u24ff\u2e80-\u2fdf\u3000-\u3029\u3030-\u30ff"
-    "\u3190-\u319f\u3200-\u33ff\uf900-\ufaff\ufb00-\ufb06\ufe10-\ufe1f\ufe30-\ufe6f\uff00-\uffef"
+    "\u00a0-\u024f\u02b0-\u03ff\u1d2c-\u1dbf\u1e00-\u1fff\u2000-\u20cf\u2100-\u23ff\u2460-\u24ff\u2e80-\u2fdf"
+    "\u3000-\u3029\u3030-\u30ff\u3190-\u319f\u3200-\u33ff\uf900-\ufaff\ufb00-\ufb06\ufe10-\ufe1f\ufe30-\ufe6f\uff00-\uffef"
     "\U0001d400-\U0001d7ff\U0001f110-\U0001f2ff\U0002f800-\U0002fa1f"
 )
 COMBINING = "\u0300-\u036f\u3099\u309a"  # the marks that can join a letter of the allowed set

@@ -66,10 +66,12 @@ def attend(
     [B, T] narrows it to each packed document. Returns the mixed values [B, H, T, D] and, for ``return_maps``, the
     attention probabilities [B, H, T, S] before dropout (eager only, whatever ``backend`` says).
 
-    Raises ``ValueError`` for an unknown backend and for ``flash`` where it cannot run.
+    Raises ``ValueError`` for an unknown backend, for ``flash`` where it cannot run, and for mask and documents at once.
     """
     if backend not in BACKENDS:
         raise ValueError(f"model.attention_backend={backend!r} is not one of {', '.join(BACKENDS)}; set one of these.")
+    if mask is not None and document_ids is not None:
+        raise ValueError("give attend a mask or document_ids, not both: combine them into one mask.")
     if return_maps:
         return _eager(query, key, value, dropout=dropout, mask=_full_mask(query, key, document_ids, mask))
     whole = mask is None and document_ids is None and query.size(2) == key.size(2)
@@ -108,9 +110,10 @@ def _eager(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     group = query.size(1) // key.size(1)
     key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)  # [B, H, S, D]
-    scores = (query @ key.transpose(-2, -1)).float() / math.sqrt(query.size(-1))  # [B, H, T, S]
+    exact = torch.promote_types(query.dtype, torch.float32)
+    scores = (query.to(exact) @ key.to(exact).transpose(-2, -1)) / math.sqrt(query.size(-1))  # [B, H, T, S]
     maps = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
-    mixed = F.dropout(maps, dropout, training=dropout > 0).to(value.dtype) @ value  # [B, H, T, D]
+    mixed = (F.dropout(maps, dropout, training=dropout > 0) @ value.to(exact)).to(value.dtype)  # [B, H, T, D]
     return mixed, maps
 
 

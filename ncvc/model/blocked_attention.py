@@ -13,6 +13,7 @@ far.
 import math
 
 import torch
+from torch.autograd.function import once_differentiable
 
 
 def blocked_attention(
@@ -21,6 +22,10 @@ def blocked_attention(
     """Causal attention of ``query`` [B, H, T, D] over ``key`` and ``value`` [B, K, T, D]; returns [B, H, T, D]."""
     seed = int(torch.randint(2**62, ())) if dropout > 0 else 0
     return _BlockedAttention.apply(query, key, value, dropout, block, seed)
+
+
+def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _blocks(length: int, block: int) -> list[tuple[int, int]]:
@@ -53,34 +58,37 @@ class _BlockedAttention(torch.autograd.Function):
         grouped = (query * (1 / math.sqrt(width))).view(batch, groups, -1, length, width)  # [B, K, G, T, D]
         key, value = key.contiguous(), value.contiguous()
         mixed = torch.empty_like(grouped, memory_format=torch.contiguous_format)
-        normalizers = torch.empty(grouped.shape[:-1], dtype=torch.float32, device=query.device)
+        sums = _sum_dtype(query.dtype)
+        normalizers = torch.empty(grouped.shape[:-1], dtype=sums, device=query.device)
         generator = torch.Generator(query.device).manual_seed(seed)
         for start, end in _blocks(length, block):
             rows = grouped[:, :, :, start:end].reshape(batch, groups, -1, width)  # [B, K, G * Q, D]
             scores = _scores(rows, key[:, :, :end], start, end)
             largest = scores.amax(dim=-1, keepdim=True)
             weights = scores.sub_(largest).exp_()
-            total = weights.sum(dim=-1, keepdim=True, dtype=torch.float32)
+            total = weights.sum(dim=-1, keepdim=True, dtype=sums)
             if dropout > 0:
                 weights.mul_(_kept(weights.shape, dropout, generator, weights))
             part = (weights @ value[:, :, :end]).div_(total.to(weights.dtype))
             shape = (batch, groups, -1, end - start)
             mixed[:, :, :, start:end] = part.view(*shape, width)
-            normalizers[:, :, :, start:end] = (largest.float() + total.log()).view(*shape)
+            normalizers[:, :, :, start:end] = (largest.to(sums) + total.log()).view(*shape)
         ctx.save_for_backward(grouped, key, value, mixed, normalizers)
         ctx.settings = (dropout, block, seed)
         return mixed.view(batch, heads, length, width)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream):  # noqa: ANN001, ANN205
         grouped, key, value, mixed, normalizers = ctx.saved_tensors
         dropout, block, seed = ctx.settings
         batch, groups, _, length, width = grouped.shape
         upstream = upstream.reshape(grouped.shape)
-        correction = (upstream * mixed).sum(dim=-1, dtype=torch.float32)  # [B, K, G, T]
+        sums = _sum_dtype(key.dtype)
+        correction = (upstream * mixed).sum(dim=-1, dtype=sums)  # [B, K, G, T]
         query_gradient = torch.empty_like(grouped, memory_format=torch.contiguous_format)
-        key_gradient = torch.zeros_like(key, dtype=torch.float32)
-        value_gradient = torch.zeros_like(value, dtype=torch.float32)
+        key_gradient = torch.zeros_like(key, dtype=sums)
+        value_gradient = torch.zeros_like(value, dtype=sums)
         generator = torch.Generator(key.device).manual_seed(seed)
         for start, end in _blocks(length, block):
             shape = (batch, groups, -1)

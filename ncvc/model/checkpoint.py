@@ -1,24 +1,26 @@
 """The model directory: all that evaluation, generation, analysis and export ever read.
 
-``model.safetensors`` (weights), ``model_config.json`` (shape, choices, and how it was trained) and ``tokenizer/``
-(self-contained, see ``ncvc.tokenizer``). Nothing in it is pickled. Written beside and renamed, so that a reader never
-meets half a directory.
+``model.safetensors`` (weights), ``model_config.json`` (shape, choices, and how it was trained), ``tokenizer/``
+(self-contained, see ``ncvc.tokenizer``) and ``manifest.json`` (size and hashes of the weights, checked on loading).
+Nothing in it is pickled. Written beside and renamed, so that a reader never meets half a directory.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ncvc.model.transformer import ModelConfig, Transformer
+from ncvc.storage import atomic_directory, check_file, file_record, read_manifest, write_json, write_manifest
 from ncvc.tokenizer import Tokenizer
 
-FORMAT = 1
+FORMAT, MANIFEST = 1, "ncvc-model"
 
 
 def save_model_directory(
@@ -31,31 +33,18 @@ def save_model_directory(
 ) -> None:
     """Write ``weights`` (the network's state dict) with their configuration and a copy of the ``tokenizer`` directory.
 
-    An existing directory of the same name is replaced only after the new one is complete.
+    An existing model directory is replaced only after the new one is complete; a failed save leaves nothing behind.
     """
-    partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
-        partial / "model.safetensors",
-    )
-    record = {"format": FORMAT, "model": config.to_dict(), "training": dict(training)}
-    (partial / "model_config.json").write_text(
-        json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
-    )
-    shutil.copytree(tokenizer, partial / "tokenizer")
-    for path in partial.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    if directory.exists():
-        old = directory.with_name(f".{directory.name}.old-{os.getpid()}")
-        directory.rename(old)
-        partial.rename(directory)
-        shutil.rmtree(old)
-    else:
-        partial.rename(directory)
+    with atomic_directory(Path(directory), manifest_format=MANIFEST) as partial:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        save_file(tensors, partial / "model.safetensors")
+        write_json(
+            partial / "model_config.json",
+            {"format": FORMAT, "model": config.to_dict(), "training": dict(training)},
+        )
+        shutil.copytree(tokenizer, partial / "tokenizer")
+        files = {"model.safetensors": file_record(partial / "model.safetensors")}
+        write_manifest(partial, {"format": MANIFEST, "version": FORMAT, "files": files})
 
 
 def read_model_config(directory: Path) -> ModelConfig:
@@ -66,10 +55,18 @@ def read_model_config(directory: Path) -> ModelConfig:
             f"{directory} is not a model directory: it has no model_config.json. Name the 'model' folder of a run "
             "(.ncvc/runs/<name>/<time>/model)."
         )
-    record = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); restore it from a complete copy.") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} holds no object; restore it from a complete copy.")
     if record.get("format") != FORMAT:
         raise ValueError(f"{path}: format {record.get('format')!r} is not the format {FORMAT} that this version reads.")
-    return ModelConfig.from_dict(record["model"])
+    try:
+        return ModelConfig.from_dict(record.get("model") or {})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def load_model_directory(directory: Path, *, device: str = "cpu") -> tuple[Transformer, Tokenizer]:
@@ -79,12 +76,15 @@ def load_model_directory(directory: Path, *, device: str = "cpu") -> tuple[Trans
     """
     directory = Path(directory)
     config = read_model_config(directory)
+    for name, record in read_manifest(directory, manifest_format=MANIFEST, version=FORMAT)["files"].items():
+        check_file(directory / name, record, verify=False, cure="restore it from a complete copy")
+    config = replace(config, attention_backend="auto")  # the machine that trained need not be the one that runs
     with torch.device("meta"):
         model = Transformer(config)
-    weights = load_file(directory / "model.safetensors", device=device)
     try:
+        weights = load_file(directory / "model.safetensors", device=device)
         model.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{directory}/model.safetensors does not fit its model_config.json: {error}") from error
     tokenizer = Tokenizer.load(directory / "tokenizer")
     check_tokenizer_fits(tokenizer.vocab_size, config=config, where=str(directory))

@@ -32,14 +32,14 @@ def generate(
     """
     if not prompt_ids:
         raise ValueError("the prompt has no tokens; give at least one, for example the begin-of-text token.")
-    if temperature < 0 or not 0 < top_p <= 1 or repetition_penalty <= 0 or max_new_tokens < 1:
+    if not temperature >= 0 or not 0 < top_p <= 1 or repetition_penalty <= 0 or max_new_tokens < 1:
         raise ValueError(
             f"temperature={temperature}, top_p={top_p}, repetition_penalty={repetition_penalty}, "
             f"max_new_tokens={max_new_tokens}: need temperature >= 0, 0 < top_p <= 1, the other two above 0."
         )
     context = model.config.context_length
-    max_new_tokens = min(max_new_tokens, context - 1)
-    prompt_ids = prompt_ids[-(context - max_new_tokens) :]
+    kept = min(len(prompt_ids), max(context - max_new_tokens, context // 2, 1))
+    prompt_ids, max_new_tokens = prompt_ids[-kept:], min(max_new_tokens, context - kept)
     weight = model.embedding.weight
     generator = torch.Generator(weight.device).manual_seed(seed)
     was_training = model.training

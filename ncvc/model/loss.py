@@ -9,6 +9,7 @@ differentiable.
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 IGNORE = -100  # label of a position without a loss; padding is marked by position, never by token id (R83)
 
@@ -21,6 +22,11 @@ def linear_cross_entropy(
     ``hidden`` [N, hidden_size], ``weight`` [vocab_size, hidden_size], ``labels`` [N] int64 with ``IGNORE`` where there
     is no loss. Under autocast the products run in autocast's type; softmax and sum are always fp32.
     """
+    if labels.shape != hidden.shape[:1]:
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)} do not fit hidden states of shape {tuple(hidden.shape)}: give one "
+            "label per row."
+        )
     return _LinearCrossEntropy.apply(hidden, weight, labels, chunk_size, _product_dtype(hidden))
 
 
@@ -52,7 +58,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64 if exact else torch.float32, device=hidden.device)
         product_weight = weight.to(dtype)
         hidden_gradient = torch.empty_like(hidden) if needs_hidden else None
-        weight_gradient = torch.zeros_like(weight) if needs_weight else None
+        sums = torch.promote_types(weight.dtype, torch.float32)
+        weight_gradient = torch.zeros_like(weight, dtype=sums) if needs_weight else None
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.size(0), chunk_size):
                 rows = hidden[start : start + chunk_size].to(dtype)  # [C, d]
@@ -74,19 +81,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 gradient = gradient.to(dtype)
                 if hidden_gradient is not None:
                     hidden_gradient[start : start + chunk_size] = gradient @ product_weight
-                if weight_gradient is not None and weight.dtype == dtype:
+                if weight_gradient is not None and sums == dtype:
                     weight_gradient.addmm_(gradient.T, rows)
                 elif weight_gradient is not None:
                     weight_gradient += gradient.T @ rows
         ctx.save_for_backward(hidden_gradient, weight_gradient)
+        ctx.weight_dtype = weight.dtype
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream):  # noqa: ANN001, ANN205
         hidden_gradient, weight_gradient = ctx.saved_tensors
         return (
-            None if hidden_gradient is None else hidden_gradient * upstream.to(hidden_gradient.dtype),
-            None if weight_gradient is None else weight_gradient * upstream.to(weight_gradient.dtype),
+            None if hidden_gradient is None else hidden_gradient * upstream,
+            None if weight_gradient is None else (weight_gradient * upstream).to(ctx.weight_dtype),
             None,
             None,
             None,

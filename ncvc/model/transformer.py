@@ -16,7 +16,7 @@ Shapes: B batch, T tokens, d hidden_size, H num_heads, K num_kv_heads, D head_di
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self
 
 import torch
@@ -71,22 +71,26 @@ class ModelConfig:
             "head_dim",
         )
         for name in (*sizes, "context_length"):
-            if values[name] < 1:
-                found.append(f"model.{name}={values[name]} cannot be: a size is at least 1.")
+            if not isinstance(values[name], int) or values[name] < 1:
+                found.append(f"model.{name}={values[name]!r} cannot be: a size is a whole number of at least 1.")
         heads, groups, width = values["num_heads"], values["num_kv_heads"], values["head_dim"]
-        if groups >= 1 and heads % groups:
+        whole = {name for name in sizes if isinstance(values[name], int) and values[name] >= 1}
+        if {"num_heads", "num_kv_heads"} <= whole and heads % groups:
             divisors = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
             found.append(
                 f"model.num_kv_heads={groups} does not divide model.num_heads={heads}: every key/value head serves the "
                 f"same number of query heads. Set it to one of {divisors}."
             )
-        if width % 2:
+        if "head_dim" in whole and width % 2:
             found.append(f"model.head_dim={width} is odd: rotary positions turn pairs. Set an even width.")
         for name in ("attention_dropout", "residual_dropout"):
             if not 0.0 <= values.get(name, 0.0) < 1.0:
                 found.append(
                     f"model.{name}={values[name]} is not in [0, 1). Set 0 to switch it off, 0.1 for the report's."
                 )
+        for name in ("rope_base", "norm_epsilon"):
+            if not values.get(name, 1.0) > 0:
+                found.append(f"model.{name}={values[name]} is not above 0; the report's network has 10000 and 1e-6.")
         if values.get("init", "report") not in VARIANTS:
             found.append(
                 f"model.init={values['init']!r} is not one of {', '.join(VARIANTS)}; set model/init to one of them."
@@ -103,6 +107,8 @@ class ModelConfig:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"unknown model field(s) {', '.join(unknown)}; known: {', '.join(sorted(known))}.")
+        if missing := sorted({field.name for field in fields(cls) if field.default is MISSING} - set(values)):
+            raise ValueError(f"missing model field(s) {', '.join(missing)}.")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -188,11 +194,12 @@ class RotaryTable:
     def at(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """The two tables on ``device``, made there at first use."""
         if device not in self._tables:
-            frequencies = self.base ** (
-                -torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device) / self.head_dim
-            )
-            angles = torch.outer(torch.arange(self.length, dtype=torch.float32, device=device), frequencies)
-            self._tables[device] = (angles.cos().repeat(1, 2), angles.sin().repeat(1, 2))
+            with torch.inference_mode(False):
+                frequencies = self.base ** (
+                    -torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device) / self.head_dim
+                )
+                angles = torch.outer(torch.arange(self.length, dtype=torch.float32, device=device), frequencies)
+                self._tables[device] = (angles.cos().repeat(1, 2), angles.sin().repeat(1, 2))
         return self._tables[device]
 
 
@@ -253,6 +260,9 @@ class Attention(nn.Module):
         if self.config.qk_norm:
             query, key = query_and_key.split((heads, groups), dim=1)
             query_and_key = torch.cat((self.query_norm(query), self.key_norm(key)), dim=1)
+            query_and_key = query_and_key.to(
+                value.dtype
+            )  # autocast leaves a norm's result in fp32, which flash refuses
         query, key = rotate(query_and_key, context.cosine, context.sine).split((heads, groups), dim=1)
         if context.cache is not None:
             key, value = context.cache.extend(self.index, key, value)  # [B, K, S, D]
@@ -339,6 +349,8 @@ class Transformer(nn.Module):
         ``cache`` continues a sequence. ``maps`` is filled with the attention maps of the layers whose keys it holds.
         Raises ``ValueError`` when the sequence would pass ``context_length``.
         """
+        if cache is not None and document_ids is not None:
+            raise ValueError("document_ids and cache cannot be used together; generate one document at a time.")
         past = 0 if cache is None else cache.length
         length = input_ids.size(1)
         if past + length > self.config.context_length:
