@@ -8,7 +8,9 @@ hash of the source. Knows nothing of torch. Segmentation dominates: about 1.8 MB
 
 import fcntl
 import hashlib
+import itertools
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,19 +174,28 @@ def _tokenizer(
     key = _key([store.fingerprint for store in stores], cleaner.identity, segmenter.identity, chosen)
     directory = home / "tokenizers" / f"unigram-{chosen['vocab_size']}-{key}"
     if not directory.is_dir():
-        words = _sample(stores, megabytes=chosen.pop("sample_megabytes"))
-        Tokenizer.train(words, cleaner=cleaner, analyzer=segmenter, progress=progress, **chosen).save(directory)
+        words = _Sample(stores, megabytes=chosen.pop("sample_megabytes"))
+        trained = Tokenizer.train(words, cleaner=cleaner, analyzer=segmenter, progress=progress, **chosen)
+        partial = directory.with_name(f".{directory.name}.partial")  # one writer at a time: prepare holds the lock
+        shutil.rmtree(partial, ignore_errors=True)
+        trained.save(partial)
+        partial.rename(directory)
     return directory
 
 
-def _sample(stores: list[SegmentedCorpus], *, megabytes: float) -> Iterator[str]:
-    """Segmented documents for tokenizer training: all of them, or every k-th so that about ``megabytes`` come out."""
-    total = sum(store.bytes for store in stores)  # UTF-8 of the cleaned text
-    step = max(1, round(total / (megabytes * 1e6)))
-    for store in stores:
-        for number, document in enumerate(store.documents()):
-            if number % step == 0:
-                yield document.words
+class _Sample:
+    """Segmented documents for tokenizer training, readable more than once.
+
+    All of them, or every k-th so that about ``megabytes`` of cleaned UTF-8 come out.
+    """
+
+    def __init__(self, stores: list[SegmentedCorpus], *, megabytes: float) -> None:
+        self.stores = stores
+        self.step = max(1, round(sum(store.bytes for store in stores) / (megabytes * 1e6)))
+
+    def __iter__(self) -> Iterator[str]:
+        for store in self.stores:
+            yield from itertools.islice(store.texts(), 0, None, self.step)
 
 
 def open_token_files(folders: Mapping[str, Path], *, tokenizer: Tokenizer) -> dict[str, TokenFile]:

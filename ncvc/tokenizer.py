@@ -156,10 +156,11 @@ class Tokenizer:
         shrinking_factor: float = 0.75,
         max_piece_length: int = 16,
         n_sub_iterations: int = 8,
+        character_coverage: float = 1.0,
         progress: bool = True,
     ) -> Tokenizer:
         """Train on segmented text (R31, R32, R34); `cleaner` and `analyzer` are those that made it and are
-        recorded.
+        recorded. With `character_coverage` below 1 the rarest characters get no piece and are written as bytes.
 
         The vocabulary has exactly `vocab_size` entries. A text that gives fewer pieces leaves unused entries
         and a warning that counts them. Raises `ValueError` when `vocab_size` has no room for the bytes, the
@@ -179,6 +180,7 @@ class Tokenizer:
                 shrinking_factor=shrinking_factor,
                 max_piece_length=max_piece_length,
                 n_sub_iterations=n_sub_iterations,
+                character_coverage=character_coverage,
                 progress=progress,
             )
         except NotEnoughRoomError as error:
@@ -186,7 +188,7 @@ class Tokenizer:
             raise ValueError(
                 f"tokenizer.vocab_size={vocab_size} is too small: {error.distinct} distinct characters of this text "
                 f"and {FIRST_PIECE_ID} special and byte entries need {needed}; set tokenizer.vocab_size to at least "
-                f"{needed} (the report: 32768) or train on text with fewer distinct characters"
+                f"{needed} (the report: 32768), or tokenizer.character_coverage below 1 to leave rare ones to bytes"
             ) from error
         learned = _choose(text.pieces, room)
         unused = room - len(learned)
@@ -205,6 +207,7 @@ class Tokenizer:
             "shrinking_factor": shrinking_factor,
             "max_piece_length": max_piece_length,
             "n_sub_iterations": n_sub_iterations,
+            "character_coverage": character_coverage,
             "tokenizers_version": tokenizers.__version__,
         }
         vocabulary = _fixed_entries() + learned + [(f"{_UNUSED}{n}|>", NEVER_CHOSEN) for n in range(unused)]

@@ -461,3 +461,29 @@ def test_real_text_survives_and_repeated_trainings_agree(cleaner, analyzer):
     for text, words in zip(texts, segmented, strict=True):
         assert first.encode_segmented(words) == second.encode_segmented(words) == first.encode(text)
         assert first.decode(first.encode(text)) == cleaner(text).replace("▁", " ")
+
+
+def test_with_coverage_below_one_rare_characters_are_bytes_and_still_lossless(cleaner, analyzer):
+    texts = [
+        segment_text(cleaner(text), analyzer=analyzer)
+        for text in ["患者は発熱を主訴に来院した。"] * 400 + ["鬱蒼とした麒麟。"]
+    ]
+    with pytest.warns(UserWarning, match="unused"):
+        whole = Tokenizer.train(texts, vocab_size=700, cleaner=cleaner, analyzer=analyzer, progress=False)
+        cut = Tokenizer.train(
+            texts, vocab_size=700, cleaner=cleaner, analyzer=analyzer, character_coverage=0.995, progress=False
+        )
+    assert len(whole.encode("麒麟")) < len(cut.encode("麒麟")) == 6  # three bytes each
+    assert cut.decode(cut.encode("患者の麒麟。")) == "患者の麒麟。"
+    assert len(cut.encode("患者は発熱")) == len(whole.encode("患者は発熱"))
+
+
+@pytest.mark.parametrize("coverage", [0.0, -1.0, 1.01])
+def test_a_coverage_outside_its_range_is_refused(cleaner, analyzer, coverage):
+    with pytest.raises(ValueError, match=rf"tokenizer\.character_coverage={coverage}"):
+        Tokenizer.train(["患者"], vocab_size=700, cleaner=cleaner, analyzer=analyzer, character_coverage=coverage)
+
+
+def test_coverage_below_one_refuses_text_that_can_be_read_only_once(cleaner, analyzer):
+    with pytest.raises(ValueError, match="read once"):
+        Tokenizer.train(iter(["患者"]), vocab_size=700, cleaner=cleaner, analyzer=analyzer, character_coverage=0.9)
