@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
@@ -169,7 +170,7 @@ class TextSamples(_EveryStep):
         tokenizer = trainer.datamodule.tokenizer
         for prompt in self.prompts:
             ids = [tokenizer.begin_id, *tokenizer.encode(prompt)]
-            with trainer.precision_plugin.forward_context():
+            with trainer.precision_plugin.forward_context(), torch.compiler.set_stance("force_eager"):
                 new = generate(module.network, ids, end_id=tokenizer.end_id, seed=trainer.global_step, **self.settings)
             self.texts[prompt] = tokenizer.decode([*ids, *new])
             if trainer.logger is not None and hasattr(trainer.logger.experiment, "add_text"):

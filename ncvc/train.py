@@ -4,6 +4,8 @@ Prepares what is missing, trains, and leaves a run folder with the composed conf
 logs, checkpoints and the model directory.
 """
 
+import logging
+import warnings
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -15,6 +17,8 @@ from ncvc.config import check, run
 def train(config: DictConfig) -> dict[str, Any]:
     """Run one training from a composed configuration; returns its parts and results (for tests and notebooks)."""
     check(config)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # device notes and advertisements
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6.6 with torch 2.13: theirs to mend
     from hydra.utils import instantiate
 
     from ncvc.model.checkpoint import check_tokenizer_fits

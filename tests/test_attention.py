@@ -77,9 +77,9 @@ def rounding(backend: str, shape, device: str = "cpu", **arguments) -> list[floa
 
 
 @pytest.mark.parametrize("shape", [*SHAPES[1:], (2, 4, 2, 256, 64)])
-@pytest.mark.parametrize(("backend", "factor"), [("eager", 1.25), ("blocked", 6.0)])
+@pytest.mark.parametrize(("backend", "factor"), [("eager", 1.25), ("blocked", 4.5)])
 def test_rounding_in_bf16_stays_within_a_known_multiple_of_sdpas(backend, factor, shape):
-    """Against fp64: eager keeps fp32 inside as SDPA does; blocked rounds its scores (measured 1.8 to 5.4)."""
+    """Against fp64: eager keeps fp32 inside as SDPA does; blocked rounds its scores (measured 1.0 to 4.0)."""
     for ours, theirs in zip(rounding(backend, shape), rounding("sdpa", shape), strict=True):
         assert ours <= factor * theirs
 

@@ -3,13 +3,12 @@
 PyTorch's fused CPU kernel works head by head with small products; with narrow heads its backward pass is the largest
 single cost of a small model's step. Here the query heads of a group share one product with their key head, each block
 of queries meets only the keys up to its end (so about half the square is computed), and the backward pass recomputes
-the block's probabilities from the saved normalizers, so memory stays linear in the sequence length. Products run in the inputs' type and everything between them
-in fp32: in bf16 the output strays about 4x, gradients 1-3x as far from an fp64 reference as SDPA's, because scores are
-rounded to bf16 once. Attention dropout costs one more elementwise pass instead of the fall to the unfused path. Not twice
-differentiable.
+the block's probabilities from the saved normalizers, so memory stays linear in the sequence length. Products run in
+the inputs' type and everything between them in fp32: in bf16 the output strays about 4x, gradients 1-3x as far from an
+fp64 reference as SDPA's, because scores are rounded to bf16 once. Attention dropout costs one more elementwise pass
+instead of the fall to the unfused path. Not twice differentiable.
 
-Shapes: B batch, H query heads, K key/value heads, G = H / K, T tokens, D head width, Q queries of a block, S keys so
-far.
+Shapes: B batch, H query heads, K key/value heads, G = H / K, T tokens, D head width, Q queries of a block, S keys.
 """
 
 import math
