@@ -315,7 +315,7 @@ def _empty_side(corpus: SegmentedCorpus, fraction: float, lowest: float, highest
         return (
             f"{corpus.directory} holds {corpus.num_documents} document(s) with one and the same text, but "
             "training and validation need one each and the split never cuts a document; set data.source to "
-            "more documents (a .txt file is one document)"
+            "more documents (a .txt file below 150 kB is one document)"
         )
     side = "validation" if lowest >= fraction else "training"
     return (

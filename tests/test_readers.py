@@ -71,7 +71,7 @@ def test_rows_of_every_kind_give_the_same_documents(tmp_path, name, encode):
 
 @pytest.mark.parametrize(("name", "encode"), [("one.txt", bytes), ("one.txt.gz", gzip.compress)])
 def test_a_txt_file_is_one_document_named_by_its_path(tmp_path, name, encode):
-    text = "一行目。\n\n段落の後。\n"
+    text = "一行目。\n\n段落の後。"
     (tmp_path / "ward").mkdir()
     (tmp_path / "ward" / name).write_bytes(encode(text.encode()))
     assert read(tmp_path) == ([Document(text=text, id=f"ward/{name}")], [])
@@ -349,3 +349,24 @@ def test_the_fingerprint_changes_with_names_and_contents_and_with_nothing_else(t
     assert base == fingerprint_of({"a.txt": "xy", "b.txt": "z", "README.md": "not read", ".hidden.txt": "h"})
     others = [{"a.txt": "xy", "c.txt": "z"}, {"a.txt": "x", "b.txt": "yz"}, {"a.txt": "yx", "b.txt": "z"}]
     assert len({base, *map(fingerprint_of, others)}) == 4
+
+
+def test_a_large_txt_file_is_cut_at_line_ends_and_nothing_is_lost(tmp_path):
+    lines = [f"{number}行目。患者は発熱を主訴に来院した。" for number in range(12_000)]
+    text = "\n".join(lines)
+    (tmp_path / "corpus.txt").write_text(text, encoding="utf-8")
+    documents = list(read_documents(tmp_path / "corpus.txt", on_problem=pytest.fail))
+    assert len(documents) == -(-len(text.encode()) // readers.TXT_PART_BYTES)
+    assert "\n".join(document.text for document in documents) == text
+    assert [document.id for document in documents] == [f"corpus.txt#{n + 1}" for n in range(len(documents))]
+
+
+def test_a_bad_part_of_a_large_txt_file_is_reported_with_its_row_and_the_rest_is_read(tmp_path):
+    good = ("患者は発熱を主訴に来院した。\n" * 4_000).encode()
+    (tmp_path / "corpus.txt").write_bytes(good + b"\xff\xfe\n" + good)
+    problems = []
+    documents = list(read_documents(tmp_path / "corpus.txt", on_problem=problems.append))
+    assert [problem.reason for problem in problems] == [readers.UNDECODABLE]
+    assert problems[0].row is not None
+    kept = sum(document.text.count("発熱") for document in documents)
+    assert 4_000 <= kept < 8_000

@@ -1,9 +1,10 @@
 """Documents out of files: .txt, .txt.gz, .jsonl, .jsonl.gz, .jsonl.zst, .parquet; one file or a folder.
 
-What a document is: a .txt file is one document (so give a large collection as JSON lines); a line of a .jsonl
-file is one JSON object with the text in `text_field`; a row of a .parquet file likewise. Everything is UTF-8.
-The id is the row's `id` field if it is a string or a whole number, else "relative/path:row" (rows count from
-1); a .txt file's id is its relative path.
+What a document is: a .txt file is one document, or, from 150 kB on (about 50,000 characters), several: it is cut at
+line ends into parts of that size, so that a corpus in one file can be held out in part and memory stays flat. A line
+of a .jsonl file is one JSON object with the text in `text_field`; a row of a .parquet file likewise. Everything is
+UTF-8. The id is the row's `id` field if it is a string or a whole number, else "relative/path:row" (rows count from 1);
+a .txt file's id is its relative path, a part's "relative/path#part".
 
 Order: files by relative path in code-point order, rows in file order; the same bytes always give the same
 documents. Hidden files and folders (a name that begins with a dot) are skipped; a folder reached twice
@@ -13,9 +14,9 @@ Bad input: a row that cannot be used (see `REASONS`) is handed to `on_problem` w
 rest goes on. A truncated or damaged compressed file keeps every whole row before the damage. A source with
 nothing to read is an error.
 
-Cost: one block of 256 KiB, its decompressed rows and one document in memory (a .txt file, or one row, is held
-whole). zstandard and pyarrow (extra `corpus`) are imported only when the source holds such a file, and then
-before any work is done.
+Cost: one block of 256 KiB, its decompressed rows and one document in memory (a row, or a line, is held whole).
+zstandard and pyarrow (extra `corpus`) are imported only when the source holds such a file, and then before any work is
+done.
 Does not: guess encodings, clean, deduplicate, or read csv, json arrays and archives.
 """
 
@@ -39,6 +40,9 @@ from ncvc.corpus.documents import Document
 
 KINDS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 """The kinds of file that are read, by the end of their name (upper and lower case alike)."""
+
+TXT_PART_BYTES = 150_000
+"""From this size on a .txt file is cut at line ends into several documents."""
 
 UNKNOWN_KIND = "unknown kind of file"
 UNDECODABLE = "undecodable bytes"
@@ -285,17 +289,36 @@ def _decode(data: bytes) -> str:
 def _read_txt(
     file: SourceFile, text_field: str, report: Callable[[ReadProblem], None], advance: Callable[[int], None]
 ) -> Iterator[Document]:
+    part: list[bytes] = []
+    size, first_row, row, number = 0, 1, 0, 0
     try:
-        try:
-            data = b"".join(_decompressed(file, advance))
-        except (EOFError, zlib.error) as error:
-            raise _BadRowError(DAMAGED_FILE, str(error)) from None
-        text = _decode(data)
+        for line in _lines(_decompressed(file, advance)):
+            row += 1
+            part.append(line)
+            size += len(line) + 1
+            if size >= TXT_PART_BYTES:
+                number += 1
+                yield from _txt_part(part, name=f"{file.name}#{number}", file=file, row=first_row, report=report)
+                part, size, first_row = [], 0, row + 1
+    except (EOFError, zlib.error) as error:
+        report(ReadProblem(file.name, row + 1 if number else None, DAMAGED_FILE, str(error)))
+        if not number:
+            return
+    if part or not number:
+        name = f"{file.name}#{number + 1}" if number else file.name
+        yield from _txt_part(part, name=name, file=file, row=first_row if number else None, report=report)
+
+
+def _txt_part(
+    lines: list[bytes], *, name: str, file: SourceFile, row: int | None, report: Callable[[ReadProblem], None]
+) -> Iterator[Document]:
+    try:
+        text = _decode(b"\n".join(lines))
         _check_text(text)
     except _BadRowError as bad:
-        report(ReadProblem(file.name, None, bad.reason, bad.detail))
+        report(ReadProblem(file.name, row, bad.reason, bad.detail))
     else:
-        yield Document(text=text, id=file.name)
+        yield Document(text=text, id=name)
 
 
 def _read_jsonl(
