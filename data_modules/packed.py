@@ -28,7 +28,8 @@ class PackedDataModule(lightning.LightningDataModule):
     ``source`` is one file or folder of text (or ``clinical_samples``); ``sources`` is a mapping from a name to
     {path, weight, for_tokenizer}: weights are shares of the samples, null keeps natural proportions. ``batch_size`` is
     the global batch in rows. ``mask_documents`` adds "document_ids", which keep attention inside each document.
-    ``validation_tokens`` bounds the held-out text that is scored each time.
+    ``validation_tokens`` bounds the held-out text that is scored each time; ``split_seed`` decides which documents are
+    held out and ``seed`` the order of samples, so that runs with other seeds are scored on the same text.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class PackedDataModule(lightning.LightningDataModule):
         validation_fraction: float,
         validation_tokens: int,
         seed: int,
+        split_seed: int = 0,
         text_field: str = "text",
         workers: int | None = None,
     ) -> None:
@@ -61,7 +63,7 @@ class PackedDataModule(lightning.LightningDataModule):
             "tokenizer": dict(tokenizer),
             "validation_fraction": validation_fraction,
             "text_field": text_field,
-            "seed": seed,
+            "split_seed": split_seed,
             "workers": workers or len(os.sched_getaffinity(0)),
         }
         self.context_length, self.packing, self.mask_documents = context_length, packing, mask_documents

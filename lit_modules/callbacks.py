@@ -69,7 +69,9 @@ class TrainingMonitor(_EveryStep):
         self.started, self.mark, self.marked_step = time.monotonic(), time.monotonic(), trainer.global_step
         self.first_step = trainer.global_step
         if trainer.is_global_zero:
-            print(f"MFU is measured against {self.peak_name}: {self.peak:.2f} TFLOP/s per device", flush=True)
+            named = f"MFU is measured against {self.peak_name}: {self.peak:.2f} TFLOP/s per device"
+            print(named, flush=True)
+            _add_text(trainer, "speed/peak", named)
             live = sys.stderr.isatty()
             self.bar = tqdm(
                 total=trainer.max_steps,
@@ -173,8 +175,13 @@ class TextSamples(_EveryStep):
             with trainer.precision_plugin.forward_context(), torch.compiler.set_stance("force_eager"):
                 new = generate(module.network, ids, end_id=tokenizer.end_id, seed=trainer.global_step, **self.settings)
             self.texts[prompt] = tokenizer.decode([*ids, *new])
-            if trainer.logger is not None and hasattr(trainer.logger.experiment, "add_text"):
-                trainer.logger.experiment.add_text(f"samples/{prompt}", self.texts[prompt], trainer.global_step)
+            _add_text(trainer, f"samples/{prompt}", self.texts[prompt])
+
+
+def _add_text(trainer: lightning.Trainer, name: str, text: str) -> None:
+    """Write to a logger that takes text (TensorBoard does)."""
+    if trainer.logger is not None and hasattr(trainer.logger.experiment, "add_text"):
+        trainer.logger.experiment.add_text(name, text, trainer.global_step)
 
 
 class SaveModelDirectory(Callback):

@@ -9,7 +9,8 @@ import sys
 
 from omegaconf import DictConfig
 
-from ncvc.config import check, run
+from ncvc.command_line import run
+from ncvc.config import check
 
 COMMANDS = ("plan",)
 

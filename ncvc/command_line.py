@@ -1,4 +1,4 @@
-"""Problems of a Hydra command line, all at once instead of the first one with a stack trace.
+"""Starting a program under Hydra: problems of its command line all at once, expected errors without a stack trace.
 
 Composes the configuration that the arguments ask for; where that fails, takes the overrides one at a time, so that each
 bad one gets its own message, and checks what the good ones compose to. Costs one composition (about 0.3 s) when all
@@ -6,6 +6,12 @@ is well.
 """
 
 import difflib
+import functools
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
@@ -15,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ncvc.config import CONF_DIRECTORY, problems_of
+from ncvc.config import CONF_DIRECTORY, as_message, problems_of, register_resolvers
 
 
 def problems_of_command_line(arguments: list[str], *, config_name: str) -> list[str]:
@@ -94,3 +100,35 @@ def _keys(node: DictConfig, path: str) -> list[str]:
         if isinstance(child, DictConfig) and not (child._is_none() or child._is_missing() or child._is_interpolation()):
             found += _keys(child, name)
     return found
+
+
+def run(task: Callable[[DictConfig], Any], *, config_name: str, arguments: list[str] | None = None) -> None:
+    """Start ``task`` under Hydra with this configuration, after telling all problems of the command line at once."""
+    import hydra
+
+    register_resolvers()
+    if arguments is not None:
+        sys.argv = [sys.argv[0], *arguments]
+    if found := problems_of_command_line(sys.argv[1:], config_name=config_name):
+        print(as_message(found), file=sys.stderr)
+        raise SystemExit(2)
+    hydra.main(version_base="1.3", config_path=str(CONF_DIRECTORY), config_name=config_name)(_plainly(task))()
+
+
+def _plainly(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """``task`` with errors that are the user's to mend told as one message; the trace goes to the run's folder."""
+
+    @functools.wraps(task)
+    def told(config: DictConfig) -> Any:
+        try:
+            return task(config)
+        except (ValueError, OSError) as error:
+            from hydra.core.hydra_config import HydraConfig
+
+            trace = Path(HydraConfig.get().runtime.output_dir) / "error.txt"
+            trace.parent.mkdir(parents=True, exist_ok=True)
+            trace.write_text(traceback.format_exc(), encoding="utf-8")
+            print(f"error: {error}\n(the trace is in {trace})", file=sys.stderr)
+            raise SystemExit(1) from error
+
+    return told

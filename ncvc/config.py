@@ -7,11 +7,8 @@ what it names, and the figures against each other. Costs the imports that traini
 
 import contextlib
 import difflib
-import functools
 import importlib
 import inspect
-import sys
-import traceback
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -283,37 +280,3 @@ def as_message(found: list[str]) -> str:
     return "\n".join(
         [f"{len(found)} {noun} in the configuration:", *(f"  {n}. {text}" for n, text in enumerate(found, 1))]
     )
-
-
-def run(task: Callable[[DictConfig], Any], *, config_name: str, arguments: list[str] | None = None) -> None:
-    """Start ``task`` under Hydra with this configuration, after telling all problems of the command line at once."""
-    import hydra
-
-    from ncvc.command_line import problems_of_command_line
-
-    register_resolvers()
-    if arguments is not None:
-        sys.argv = [sys.argv[0], *arguments]
-    if found := problems_of_command_line(sys.argv[1:], config_name=config_name):
-        print(as_message(found), file=sys.stderr)
-        raise SystemExit(2)
-    hydra.main(version_base="1.3", config_path=str(CONF_DIRECTORY), config_name=config_name)(_plainly(task))()
-
-
-def _plainly(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """``task`` with errors that are the user's to mend told as one message; the trace goes to the run's folder."""
-
-    @functools.wraps(task)
-    def told(config: DictConfig) -> Any:
-        try:
-            return task(config)
-        except (ValueError, OSError) as error:
-            from hydra.core.hydra_config import HydraConfig
-
-            trace = Path(HydraConfig.get().runtime.output_dir) / "error.txt"
-            trace.parent.mkdir(parents=True, exist_ok=True)
-            trace.write_text(traceback.format_exc(), encoding="utf-8")
-            print(f"error: {error}\n(the trace is in {trace})", file=sys.stderr)
-            raise SystemExit(1) from error
-
-    return told

@@ -6,6 +6,7 @@ dictionary, tokenizer, split), so a changed source or setting makes a new folder
 look at the source's files. Knows nothing of torch. Segmentation dominates: about 1.8 MB of UTF-8 per second and core.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import itertools
@@ -55,7 +56,7 @@ def prepare(
     tokenizer: Mapping[str, Any],
     validation_fraction: float,
     text_field: str,
-    seed: int,
+    split_seed: int,
     workers: int,
     progress: bool = True,
 ) -> Prepared:
@@ -64,79 +65,59 @@ def prepare(
     ``tokenizer`` holds ``directory`` (use that one) or the settings to train one. Raises with the cure in the message
     for a source without text, a tokenizer that cannot be used, or a disk too small; what is complete stays.
     """
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / ".preparing").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # ranks and runs that start together build once; the others wait
-        return _prepare(
-            sources,
+    with _one_builder(home):
+        cleaner = Cleaner(cleaning)
+        segmenter = build_analyzer(**analyzer)
+        stores: dict[str, SegmentedCorpus] = {}
+        for source in sources:
+            path = _source_path(source, home=home)
+            fingerprint = _fingerprint(path, home=home, progress=progress)
+            key = _key(fingerprint, cleaner.identity, segmenter.identity, text_field)
+            folder = home / "corpus" / f"{source.name}-{key}"
+            if not (folder / "manifest.json").is_file():
+                segment_source(
+                    path,
+                    output=folder,
+                    cleaner=cleaner,
+                    analyzer_identity=segmenter.identity,
+                    text_field=text_field,
+                    workers=workers,
+                    progress=progress,
+                )
+            stores[source.name] = open_segmented(folder)
+        directory = _tokenizer(
+            [stores[source.name] for source in sources if source.for_tokenizer],
+            settings=tokenizer,
             home=home,
-            cleaning=cleaning,
-            analyzer=analyzer,
-            tokenizer=tokenizer,
-            validation_fraction=validation_fraction,
-            text_field=text_field,
-            seed=seed,
-            workers=workers,
+            cleaner=cleaner,
+            segmenter=segmenter,
             progress=progress,
         )
+        loaded = Tokenizer.load(directory)
+        train, validation = {}, {}
+        for name, store in stores.items():
+            key = _key(store.fingerprint, loaded.fingerprint, validation_fraction, split_seed)
+            folder = home / "tokens" / f"{name}-{key}"
+            if not _complete(folder):
+                pack_corpus(
+                    store,
+                    tokenizer=loaded,
+                    directory=folder,
+                    validation_fraction=validation_fraction,
+                    seed=split_seed,
+                    progress=progress,
+                )
+            train[name], validation[name] = folder / "train", folder / "validation"
+        return Prepared(tokenizer=directory, train=train, validation=validation)
 
 
-def _prepare(
-    sources: list[Source],
-    *,
-    home: Path,
-    cleaning: str,
-    analyzer: Mapping[str, str],
-    tokenizer: Mapping[str, Any],
-    validation_fraction: float,
-    text_field: str,
-    seed: int,
-    workers: int,
-    progress: bool,
-) -> Prepared:
-    cleaner = Cleaner(cleaning)
-    segmenter = build_analyzer(**analyzer)
-    stores: dict[str, SegmentedCorpus] = {}
-    for source in sources:
-        path = _source_path(source, home=home)
-        fingerprint = _fingerprint(path, home=home, progress=progress)
-        key = _key(fingerprint, cleaner.identity, segmenter.identity, text_field)
-        folder = home / "corpus" / f"{source.name}-{key}"
-        if not (folder / "manifest.json").is_file():
-            segment_source(
-                path,
-                output=folder,
-                cleaner=cleaner,
-                analyzer_identity=segmenter.identity,
-                text_field=text_field,
-                workers=workers,
-                progress=progress,
-            )
-        stores[source.name] = open_segmented(folder)
-    directory = _tokenizer(
-        [stores[source.name] for source in sources if source.for_tokenizer],
-        settings=tokenizer,
-        home=home,
-        cleaner=cleaner,
-        segmenter=segmenter,
-        progress=progress,
-    )
-    loaded = Tokenizer.load(directory)
-    train, validation = {}, {}
-    for name, store in stores.items():
-        key = _key(store.fingerprint, loaded.fingerprint, validation_fraction, seed)
-        folder = home / "tokens" / f"{name}-{key}"
-        if not _complete(folder):
-            pack_corpus(
-                store,
-                tokenizer=loaded,
-                directory=folder,
-                validation_fraction=validation_fraction,
-                seed=seed,
-                progress=progress,
-            )
-        train[name], validation[name] = folder / "train", folder / "validation"
-    return Prepared(tokenizer=directory, train=train, validation=validation)
+@contextlib.contextmanager
+def _one_builder(home: Path) -> Iterator[None]:
+    """Ranks and runs that start together build once: the first holds the lock, the others wait and find all made."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / ".preparing").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _fingerprint(path: Path, *, home: Path, progress: bool) -> str:

@@ -321,7 +321,7 @@ def _empty_side(corpus: SegmentedCorpus, fraction: float, lowest: float, highest
     return (
         f"data.validation_fraction={fraction} leaves no document of the {corpus.num_documents} in "
         f"{corpus.directory} for {side}; set it above {lowest:.4g} and at most {highest:.4g}, or set "
-        "another data.seed"
+        "another data.split_seed"
     )
 
 

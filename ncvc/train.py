@@ -11,7 +11,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ncvc.config import check, run
+from ncvc.command_line import run
+from ncvc.config import check
 
 
 def train(config: DictConfig) -> dict[str, Any]:

@@ -29,7 +29,7 @@ SETTINGS = {
     "tokenizer": TOKENIZER,
     "validation_fraction": 0.2,
     "text_field": "text",
-    "seed": 0,
+    "split_seed": 0,
     "workers": 1,
     "progress": False,
 }
@@ -76,7 +76,7 @@ def test_a_changed_source_makes_new_products_and_keeps_the_old(tmp_path, source)
     ("change", "kept"),
     [
         ({"tokenizer": {**TOKENIZER, "vocab_size": 900}}, ["corpus"]),
-        ({"seed": 1}, ["corpus", "tokenizers"]),
+        ({"split_seed": 1}, ["corpus", "tokenizers"]),
         ({"validation_fraction": 0.3}, ["corpus", "tokenizers"]),
         ({"cleaning": "literal"}, []),
         ({"analyzer": {"name": "sudachi", "mode": "A", "dictionary": "core"}}, []),

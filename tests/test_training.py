@@ -48,7 +48,7 @@ def test_a_run_leaves_its_model_its_record_and_its_figures(finished):
     assert wanted <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("held_out/bits_per_character")] == [0, 3, 6]
     assert events.Scalars("train/tokens_seen")[-1].value == 6 * 4 * 32
-    assert len(events.Tags()["tensors"]) == len(result["samples"])  # the text samples
+    assert len(events.Tags()["tensors"]) == len(result["samples"]) + 1  # the text samples, the name of the peak
 
 
 def test_the_saved_model_scores_the_held_out_text_as_the_run_did(finished):
