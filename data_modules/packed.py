@@ -32,6 +32,9 @@ class PackedDataModule(lightning.LightningDataModule):
     held out and ``seed`` the order of samples, so that runs with other seeds are scored on the same text.
     """
 
+    prepared: Prepared  # after prepare_data
+    tokenizer: Tokenizer  # after setup
+
     def __init__(
         self,
         *,
@@ -57,7 +60,7 @@ class PackedDataModule(lightning.LightningDataModule):
         named = {"source": {"path": source}} if sources is None else sources
         self.sources = [Source(name=name, **settings) for name, settings in named.items()]
         self.home = Path(home).expanduser()
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "cleaning": cleaning,
             "analyzer": dict(analyzer),
             "tokenizer": dict(tokenizer),
@@ -69,14 +72,12 @@ class PackedDataModule(lightning.LightningDataModule):
         self.context_length, self.packing, self.mask_documents = context_length, packing, mask_documents
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.validation_tokens, self.seed = validation_tokens, seed
-        self.prepared: Prepared | None = None
-        self.tokenizer: Tokenizer | None = None
         self.windows: list[PackedWindows] = []
         self.validation: dict[str, TokenFile] = {}
 
     def prepare_data(self) -> None:
         """Build the segmented text, tokenizer and token files that are missing (one process only)."""
-        if self.prepared is None:
+        if not hasattr(self, "prepared"):
             self.prepared = prepare(self.sources, home=self.home, **self.settings)
 
     def setup(self, stage: str | None = None) -> None:
@@ -90,7 +91,7 @@ class PackedDataModule(lightning.LightningDataModule):
         self.windows = [
             PackedWindows(file, context_length=self.context_length, packing=self.packing) for file in train.values()
         ]
-        weights = [source.weight for source in self.sources]
+        weights: list[Any] = [source.weight for source in self.sources]
         self.order = SampleOrder(
             sizes=[len(windows) for windows in self.windows],
             fingerprints=[windows.fingerprint for windows in self.windows],
@@ -138,11 +139,14 @@ class PackedDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> "StepLoader":
         """One endless-epoch loader of exactly the run's micro-batches, starting at the trainer's current step."""
+        assert self.trainer is not None  # Lightning attached this module to it
         return StepLoader(self, trainer=self.trainer)
 
     def val_dataloader(self) -> "HeldOutLoader":
         """The held-out text in order, each token scored once."""
-        return HeldOutLoader(self, rank=self.trainer.global_rank, world_size=self.trainer.world_size)
+        trainer = self.trainer
+        assert trainer is not None  # Lightning attached this module to it
+        return HeldOutLoader(self, rank=trainer.global_rank, world_size=trainer.world_size)
 
     def unigram_bits_per_character(self, *, sample: int = 50_000_000) -> float:
         """Bits per character of a unigram model of the training tokens on the held-out text: the floor to beat.

@@ -7,6 +7,7 @@ from the generators that training uses.
 import math
 import sys
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ncvc.model.generation import generate
 from ncvc.planning import flops_per_token
 
 
-class _EveryStep(Callback):
+class _EveryStep(Callback, ABC):
     """Base of callbacks that act once per optimizer step, whatever the accumulation."""
 
     def __init__(self) -> None:
@@ -35,7 +36,7 @@ class _EveryStep(Callback):
     def on_train_batch_end(
         self,
         trainer: lightning.Trainer,
-        module: lightning.LightningModule,
+        module: CausalLM,
         outputs: Any,
         batch: Any,
         batch_index: int,
@@ -44,9 +45,9 @@ class _EveryStep(Callback):
             self._last_step = trainer.global_step
             self.on_step(trainer, module)
 
+    @abstractmethod
     def on_step(self, trainer: lightning.Trainer, module: CausalLM) -> None:
         """Called after each optimizer step."""
-        raise NotImplementedError
 
 
 class TrainingMonitor(_EveryStep):
@@ -159,7 +160,7 @@ class TextSamples(_EveryStep):
     ) -> None:
         super().__init__()
         self.prompts, self.every_n_steps = list(prompts), every_n_steps
-        self.settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        self.settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         self.texts: dict[str, str] = {}
 
     def on_step(self, trainer: lightning.Trainer, module: CausalLM) -> None:

@@ -43,6 +43,7 @@ class CausalLM(lightning.LightningModule):
         compile_blocks: bool = False,
     ) -> None:
         super().__init__()
+        self.character_counts = torch.zeros(0)  # of the tokenizer, after setup
         self.network = Transformer(model, seed=seed, activation_checkpointing=activation_checkpointing)
         if compile_blocks:  # blocks, never the LightningModule: self.log inside a compiled module breaks
             for layer in self.network.layers:
@@ -54,7 +55,6 @@ class CausalLM(lightning.LightningModule):
         self.tokens_per_step = 0
         self._held_out = torch.zeros(3, dtype=torch.float64)  # nats, tokens, characters
         self.held_out: dict[str, float] = {}
-        self.character_counts: torch.Tensor | None = None
 
     def setup(self, stage: str) -> None:
         counts = self.trainer.datamodule.character_counts
@@ -90,9 +90,9 @@ class CausalLM(lightning.LightningModule):
     def last_gradient_norm(self) -> float:
         """Global gradient norm of the last update before clipping; waits for the device."""
         norm = gradient_norm_of(self.trainer.strategy)
-        if norm is None:
-            norm = self.gradient_norm
-        return math.nan if norm is None else float(norm)
+        if norm is None and self.gradient_norm is not None:
+            norm = float(self.gradient_norm)
+        return math.nan if norm is None else norm
 
     def on_train_batch_end(self, outputs: Any, batch: Mapping[str, Any], batch_index: int) -> None:
         """Ask Lightning to validate after the last step too, whatever the validation interval."""

@@ -44,6 +44,7 @@ class ZeroStage2Strategy(DeepSpeedStrategy):
             logging_level=logging.ERROR,
             process_group_backend=process_group_backend or ("gloo" if self.on_cpu else "nccl"),
         )
+        assert self.config is not None  # made by the parent from the settings above
         self.config["data_types"] = {"grad_accum_dtype": "fp32"}
 
     def setup_environment(self) -> None:

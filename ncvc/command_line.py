@@ -69,7 +69,8 @@ def _problems(overrides: list[str], *, config_name: str, check: bool) -> list[st
             return problems_of(config) if check else []
         except (HydraException, OmegaConfBaseException):
             pass
-        found, good = [], []
+        found: list[str] = []
+        good: list[str] = []
         config = compose(config_name)
         for override in sorted(overrides, key=lambda text: not text.startswith("experiment=")):
             try:

@@ -55,7 +55,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 def environment_record() -> dict[str, Any]:
     """Versions, commit, hardware and command line of this process, ready for JSON."""
-    packages = {}
+    packages: dict[str, str | None] = {}
     for name in RECORDED_PACKAGES:
         try:
             packages[name] = importlib.metadata.version(name)

@@ -61,8 +61,10 @@ def _checkpoints(config: DictConfig) -> int:
 
 def finish_run(config: DictConfig, *, trainer: Any, module: Any, data: Any) -> dict[str, Any]:
     """Collect the results, write ``result.json`` and print them as a short table with the samples."""
-    series = next((callback.series for callback in trainer.callbacks if hasattr(callback, "series")), [])
-    samples = next((callback.texts for callback in trainer.callbacks if hasattr(callback, "texts")), {})
+    series: list[dict[str, float]] = next(
+        (callback.series for callback in trainer.callbacks if hasattr(callback, "series")), []
+    )
+    samples: dict[str, str] = next((callback.texts for callback in trainer.callbacks if hasattr(callback, "texts")), {})
     result = {
         "steps": trainer.global_step,
         "tokens_seen": trainer.global_step * module.tokens_per_step,

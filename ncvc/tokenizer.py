@@ -142,7 +142,7 @@ class Tokenizer:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state.pop("pieces"), **state)
+        Tokenizer.__init__(self, state.pop("pieces"), **state)
 
     # --- training
     @classmethod

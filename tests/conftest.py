@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests: composed configurations, a tiny text source, and the shared real data where present."""
+"""Fixtures shared by the tests: composed configurations and a tiny text source."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -13,7 +13,6 @@ from omegaconf import DictConfig
 from ncvc.config import CONF_DIRECTORY, register_resolvers
 
 REPOSITORY = CONF_DIRECTORY.parent
-SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 SENTENCES = [
     "患者は発熱と咳嗽を主訴に来院した。体温は38.5℃、血圧は120/80mmHgであった。",
@@ -90,14 +89,6 @@ def tiny_run(tmp_path: Path, composed: Callable[..., DictConfig]) -> Callable[..
         )
 
     return configuration
-
-
-@pytest.fixture
-def shared_data() -> Path:
-    """The real data beside the checkout; tests that need it are skipped where it is not."""
-    if not SHARED_DATA.is_dir():
-        pytest.skip("needs the real data folder beside the checkout")
-    return SHARED_DATA
 
 
 @pytest.fixture(autouse=True, scope="session")

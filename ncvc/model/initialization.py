@@ -10,12 +10,12 @@ d is the hidden size, N the number of layers. Norm gains start at 1 in every var
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 if TYPE_CHECKING:
-    from ncvc.model.transformer import ModelConfig, Transformer
+    from ncvc.model.transformer import Block, ModelConfig, Transformer
 
 MATRICES = ("embedding", "query", "key", "value", "output", "up", "down", "head")
 
@@ -164,7 +164,7 @@ def table(config: "ModelConfig") -> list[InitRow]:
 def named_matrices(model: "Transformer") -> Iterator[tuple[str, str, torch.Tensor]]:
     """Every weight matrix as (name, kind, view); the fused qkv weight comes as its three row blocks."""
     yield "embedding", "embedding", model.embedding.weight
-    for index, layer in enumerate(model.layers):
+    for index, layer in enumerate(cast("list[Block]", model.layers)):
         blocks = zip(("query", "key", "value"), layer.attention.qkv.row_blocks(), strict=True)
         yield from ((f"layers.{index}.attention.{kind}", kind, block) for kind, block in blocks)
         yield f"layers.{index}.attention.output", "output", layer.attention.output.weight

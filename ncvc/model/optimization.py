@@ -33,7 +33,7 @@ def adamw(
 ) -> torch.optim.AdamW:
     """PyTorch's own AdamW over ``parameter_groups`` (R64, R66); ``fused`` needs no compiler; 5x faster on a CPU."""
     groups = parameter_groups(model, weight_decay=weight_decay)
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=tuple(betas), eps=epsilon, fused=fused)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(betas[0], betas[1]), eps=epsilon, fused=fused)
 
 
 def warmup_cosine_factor(update: int, *, warmup_steps: int, total_steps: int) -> float:

@@ -266,7 +266,7 @@ class Attention(nn.Module):
         query, key = rotate(query_and_key, context.cosine, context.sine).split((heads, groups), dim=1)
         if context.cache is not None:
             key, value = context.cache.extend(self.index, key, value)  # [B, K, S, D]
-        wanted = context.maps is not None and self.index in context.maps
+        kept = context.maps if context.maps is not None and self.index in context.maps else None
         mixed, maps = attend(
             query,
             key,
@@ -274,10 +274,10 @@ class Attention(nn.Module):
             backend=self.config.attention_backend,
             dropout=self.config.attention_dropout if self.training else 0.0,
             document_ids=context.document_ids,
-            return_maps=wanted,
+            return_maps=kept is not None,
         )
-        if wanted:
-            context.maps[self.index] = maps
+        if kept is not None and maps is not None:
+            kept[self.index] = maps
         return self.output(mixed.transpose(1, 2).reshape(batch, length, -1))  # [B, T, d]
 
 
