@@ -73,7 +73,7 @@ def environment_record() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda,
-        "packages": packages,
+        "packages": {**packages, "torch": torch.__version__},  # with its build, which the package record lacks
         "commit": _git(root, "rev-parse", "HEAD") if ours else None,
         "uncommitted_changes": None if changes is None else bool(changes),
     }

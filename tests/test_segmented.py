@@ -372,6 +372,8 @@ def test_an_interrupt_by_the_user_removes_the_unfinished_part(tmp_path):
     source = write_source(tmp_path / "source.jsonl", 4_000)
     process = in_subprocess(
         """
+        import signal
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell inherit it ignored
         segmented._BATCH_CHARACTERS = 5_000
         segmented._SMALL_SOURCE_BYTES = 0
         segment(sys.argv[1], sys.argv[2], workers=2)
