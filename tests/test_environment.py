@@ -64,7 +64,8 @@ def test_peak_memory_counts_what_was_touched_and_does_not_fall_when_it_is_freed(
 
 def test_the_record_names_versions_hardware_and_command_and_is_json():
     record = json.loads(json.dumps(environment_record()))
-    assert record["packages"]["torch"] == importlib.metadata.version("torch") == torch.__version__
+    assert record["packages"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(importlib.metadata.version("torch").split("+")[0])
     assert record["packages"]["sudachidict-core"] == importlib.metadata.version("sudachidict-core")
     for name, version in record["packages"].items():
         if version is None:
