@@ -148,6 +148,11 @@ class PackedDataModule(lightning.LightningDataModule):
         assert trainer is not None  # Lightning attached this module to it
         return HeldOutLoader(self, rank=trainer.global_rank, world_size=trainer.world_size)
 
+    def held_out_tokens(self) -> list[np.ndarray]:
+        """The scored part of each source's held-out tokens, their first token (never a label) included."""
+        share = self.validation_tokens // len(self.validation)
+        return [file.tokens_array[: share + 1] for file in self.validation.values()]
+
     def unigram_bits_per_character(self, *, sample: int = 50_000_000) -> float:
         """Bits per character of a unigram model of the training tokens on the held-out text: the floor to beat.
 
@@ -158,8 +163,7 @@ class PackedDataModule(lightning.LightningDataModule):
         for windows in self.windows:
             counts += np.bincount(windows.token_file.tokens_array[:sample], minlength=vocab)
         bits = -np.log2(counts / counts.sum())
-        held_out = np.concatenate([np.asarray(file.tokens_array[1:]) for file in self.validation.values()])
-        held_out = held_out[: self.validation_tokens]
+        held_out = np.concatenate([tokens[1:] for tokens in self.held_out_tokens()])
         return float(bits[held_out].sum() / max(1, self.character_counts[held_out].sum()))
 
 
@@ -186,10 +190,8 @@ class HeldOutLoader:
         self.data = data
         length = data.context_length
         self.places: list[tuple[np.ndarray, int]] = []
-        for file in data.validation.values():
-            tokens = file.tokens_array
-            scored = min(len(tokens) - 1, data.validation_tokens // len(data.validation))
-            self.places += [(tokens[: scored + 1], start) for start in range(0, scored, length)]
+        for tokens in data.held_out_tokens():
+            self.places += [(tokens, start) for start in range(0, len(tokens) - 1, length)]
         self.places = self.places[rank::world_size]
 
     def __len__(self) -> int:

@@ -61,7 +61,6 @@ class TrainingMonitor(_EveryStep):
         super().__init__()
         self.every_n_steps, self.peak_tflops = every_n_steps, peak_tflops
         self.bar: tqdm | None = None
-        self.history: list[dict[str, float]] = []
 
     def on_train_start(self, trainer: lightning.Trainer, module: CausalLM) -> None:
         super().on_train_start(trainer, module)
@@ -96,7 +95,7 @@ class TrainingMonitor(_EveryStep):
         figures = {
             "train/loss": loss,
             "train/gradient_norm": norm,
-            "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "train/learning_rate": module.learning_rate,
             "train/tokens_seen": float(step * tokens_per_step),
             "speed/tokens_per_second": rate,
             "speed/mfu": rate * self.flops / (self.peak * 1e12 * trainer.world_size),
@@ -107,7 +106,6 @@ class TrainingMonitor(_EveryStep):
             / 3600,
         }
         self.mark, self.marked_step = now, step
-        self.history.append({"step": step, **figures})
         if trainer.logger is not None:
             trainer.logger.log_metrics(figures, step=step)
         if self.bar is not None:

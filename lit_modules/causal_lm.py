@@ -53,6 +53,7 @@ class CausalLM(lightning.LightningModule):
         self.loss_sum: torch.Tensor | float = 0.0  # no buffer: DeepSpeed would cast it to bf16
         self.tokens_in_sum = 0
         self.tokens_per_step = 0
+        self.learning_rate = math.nan
         self._held_out = torch.zeros(3, dtype=torch.float64)  # nats, tokens, characters
         self.held_out: dict[str, float] = {}
 
@@ -75,6 +76,10 @@ class CausalLM(lightning.LightningModule):
         mean = float(self.trainer.strategy.reduce(self.loss_sum, reduce_op="sum")) / max(1, self.tokens_in_sum)
         self.loss_sum, self.tokens_in_sum = 0.0, 0
         return mean
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Note the rate that this update uses; afterwards the schedule has moved on to the next one's."""
+        self.learning_rate = float(optimizer.param_groups[0]["lr"])
 
     def configure_gradient_clipping(
         self,

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,7 +175,11 @@ def _tokenizer(
     directory = home / "tokenizers" / f"unigram-{chosen['vocab_size']}-{key}"
     if not directory.is_dir():
         words = _Sample(stores, megabytes=chosen.pop("sample_megabytes"))
-        trained = Tokenizer.train(words, cleaner=cleaner, analyzer=segmenter, progress=progress, **chosen)
+        with warnings.catch_warnings(record=True) as noted:
+            warnings.simplefilter("always", UserWarning)
+            trained = Tokenizer.train(words, cleaner=cleaner, analyzer=segmenter, progress=progress, **chosen)
+        for note in noted:  # as a line of the program's output, not with a line of its code
+            print(f"note: {note.message}", flush=True)
         partial = directory.with_name(f".{directory.name}.partial")  # one writer at a time: prepare holds the lock
         shutil.rmtree(partial, ignore_errors=True)
         trained.save(partial)

@@ -121,7 +121,7 @@ class Tokenizer:
         self.character_counts = _character_counts(self.pieces)
         self.fingerprint = hashlib.sha256(
             json.dumps(
-                [FORMAT_VERSION, self._model_sha256(), cleaner.identity, self.analyzer_identity],
+                [FORMAT_VERSION, pieces, cleaner.identity, self.analyzer_identity],  # not how a package writes them
                 sort_keys=True,
             ).encode()
         ).hexdigest()
@@ -231,9 +231,6 @@ class Tokenizer:
         )
         model.add_tokens([AddedToken(NEWLINE, normalized=False, special=False)])
         return model.to_str()
-
-    def _model_sha256(self) -> str:
-        return hashlib.sha256(self._model_json().encode("utf-8")).hexdigest()
 
     def save(self, directory: Path) -> None:
         """Write both files, each whole or not at all. The metadata comes last, so an interrupted save never

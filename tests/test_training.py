@@ -48,6 +48,9 @@ def test_a_run_leaves_its_model_its_record_and_its_figures(finished):
     assert wanted <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("held_out/bits_per_character")] == [0, 3, 6]
     assert events.Scalars("train/tokens_seen")[-1].value == 6 * 4 * 32
+    rates = [event.value for event in events.Scalars("train/learning_rate")]
+    cosine = [0.5 * (1 + np.cos(np.pi * (update - 2) / 4)) for update in range(2, 7)]  # peak at 2, 0 at 6
+    assert rates == pytest.approx([3e-3 * share for share in (0.5, *cosine)], abs=1e-10)
     assert len(events.Tags()["tensors"]) == len(result["samples"]) + 1  # the text samples, the name of the peak
 
 
