@@ -94,7 +94,7 @@ class PackedDataModule(lightning.LightningDataModule):
         weights: list[Any] = [source.weight for source in self.sources]
         self.order = SampleOrder(
             sizes=[len(windows) for windows in self.windows],
-            fingerprints=[windows.fingerprint for windows in self.windows],
+            fingerprints=[windows.content_fingerprint for windows in self.windows],
             weights=None if all(weight is None for weight in weights) else weights,
             seed=self.seed,
         )

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 CONF_DIRECTORY = Path(__file__).resolve().parent.parent / "conf"
+_NOT_SETTINGS = {"segmented", "cleaner", "analyzer", "progress", "return"}  # of Tokenizer.train: objects, not settings
 _HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 
 
@@ -79,6 +80,8 @@ def problems_of(config: DictConfig) -> list[str]:
     found = list(_root_problems(config))
     for path, node in _nodes(config, ""):
         found += _node_problems(path, node)
+    for path, node, hints in _groups_without_target(config):
+        found += _values_problems(path, node, hints)
     for group in ("callbacks", "logger"):
         for name, entry in (_plain(config, group) or {}).items():
             if entry is not None and (not isinstance(entry, Mapping) or "_target_" not in entry):
@@ -221,6 +224,47 @@ def _words(hint: Any) -> str:
     if (origin or hint) is dict:
         return "a group of settings"
     return "null" if hint is type(None) else names.get(hint, str(hint))
+
+
+def _groups_without_target(config: DictConfig) -> Iterator[tuple[str, DictConfig, dict[str, Any]]]:
+    """Groups that are handed on as plain settings, with the names and types of what takes them."""
+    from ncvc.morphology import build_analyzer
+    from ncvc.preparation import Source
+    from ncvc.tokenizer import Tokenizer
+
+    trained = {name: hint for name, hint in _hints(Tokenizer.train).items() if name not in _NOT_SETTINGS}
+    takers: dict[str, dict[str, Any]] = {
+        "paths": {"home": str, "run": str},
+        "tokenizer": {**trained, "directory": str | None, "sample_megabytes": float},
+        "analyzer": _hints(build_analyzer),
+        "bench": {"command": str, "gpu": str, "utilization": float, "json": bool},
+    }
+    source = {name: hint for name, hint in typing.get_type_hints(Source).items() if name != "name"}
+    sources = OmegaConf.select(config, "data.sources")
+    for name in sources if isinstance(sources, DictConfig) and not sources._is_none() else ():
+        takers[f"data.sources.{name}"] = source
+    for path, hints in takers.items():
+        node = OmegaConf.select(config, path)
+        if isinstance(node, DictConfig) and not node._is_none():
+            yield path, node, hints
+        elif path.startswith("data.sources."):
+            yield path, OmegaConf.create({"": node}), hints
+
+
+def _values_problems(path: str, node: DictConfig, hints: Mapping[str, Any]) -> list[str]:
+    found = []
+    for key in map(str, node):
+        if key == "":
+            found.append(f"{path}: must be a group of settings with a path, such as {{path: ..., weight: null}}.")
+        elif key not in hints:
+            found.append(f"{path}.{key}: no such setting{_suggestion(key, set(hints) - {'return'})}")
+        elif not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
+            value = _unwrapped(node[key])
+            if not _fits(value, hints[key]):
+                found.append(f"{path}.{key}={value!r}: must be {_words(hints[key])}.")
+    if "path" in hints and "" not in node and "path" not in node:
+        found.append(f"{path}.path: needed and not set; name a file or folder of text.")
+    return found
 
 
 def _cross_problems(config: DictConfig) -> list[str]:

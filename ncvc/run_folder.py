@@ -96,6 +96,7 @@ def summary(result: dict[str, Any], *, run_folder: str) -> str:
             lines.append(f"held-out {words:<20} {before:8.4f} before   {after:8.4f} after")
         lines.append(f"unigram model of the same text {result['unigram_bits_per_character']:5.4f} bits per character")
     lines += [f"\n{text}" for text in result["samples"].values()]
-    lines.append(f"\nmodel directory  {result['model_directory']}")
+    if Path(result["model_directory"]).is_dir():
+        lines.append(f"\nmodel directory  {result['model_directory']}")
     lines.append(f"TensorBoard      tensorboard --logdir {run_folder}")
     return "\n".join(lines)

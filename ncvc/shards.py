@@ -173,7 +173,8 @@ class TokenFile:
 
     `tokens_array` [tokens] and `document_starts` [documents] are memory-mapped and read-only; `tokens`,
     `documents`, `characters` (of cleaned text, newlines included) and `vocab_size` are counts; `fingerprint`
-    is a sha256 over the contents and the tokenizer. Pickles as its folder.
+    is a sha256 over the contents and the tokenizer, `content_fingerprint` over the contents alone. Pickles as its
+    folder.
     """
 
     def __init__(
@@ -189,13 +190,9 @@ class TokenFile:
         self.documents: int = manifest["documents"]
         self.characters: int = manifest["characters"]
         self.vocab_size: int = manifest["vocab_size"]
-        self.fingerprint = hash_json(
-            {
-                "version": [manifest["format"], manifest["version"], manifest["dtype"]],
-                "tokenizer": manifest["tokenizer_fingerprint"],
-                "files": {name: record["sha256"] for name, record in manifest["files"].items()},
-            }
-        )
+        files = {name: record["sha256"] for name, record in manifest["files"].items()}
+        self.content_fingerprint = hash_json([manifest["format"], manifest["version"], manifest["dtype"], files])
+        self.fingerprint = hash_json([self.content_fingerprint, manifest["tokenizer_fingerprint"]])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TokenFile.open, (self.directory,)
@@ -338,8 +335,10 @@ def _check_made_for(corpus: SegmentedCorpus, tokenizer: Tokenizer) -> None:
 class PackedWindows:
     """The windows of one token file, context_length + 1 tokens each; `len()` is their number.
 
-    `dropped_share` is the share of tokens that are never a label; `fingerprint` covers tokens, packing and
-    context length. Raises ValueError if the file is too small for one window.
+    `dropped_share` is the share of tokens that are never a label; `fingerprint` covers tokens, tokenizer, packing and
+    context length; `content_fingerprint` leaves the tokenizer out: two trainings of a tokenizer differ in scores, and
+    where they give the same ids the samples shall come in the same order. Raises ValueError if the file is too small
+    for one window.
     """
 
     def __init__(self, token_file: TokenFile, *, context_length: int, packing: Packing = "concatenate") -> None:
@@ -366,7 +365,9 @@ class PackedWindows:
         item = tokens.itemsize
         self._rows = as_strided(tokens, (rows, width), (stride * item, item), writeable=False)
         self.dropped_share = 1.0 - self._len * context_length / (len(tokens) - 1)
-        self.fingerprint = hash_json([PACKING_VERSION, token_file.fingerprint, context_length, packing])
+        cut = [PACKING_VERSION, context_length, packing]
+        self.content_fingerprint = hash_json([*cut, token_file.content_fingerprint])
+        self.fingerprint = hash_json([*cut, token_file.fingerprint])
 
     def __len__(self) -> int:
         return self._len

@@ -41,7 +41,7 @@ def test_a_good_command_line_has_no_problems():
         ("trainer.devices=3", ["trainer.devices=3", "multiple of 12"]),
         ("trainer.devices=auto", ["trainer.devices='auto'", "whole number"]),
         ("trainer.max_stepz=3", ["trainer.max_stepz", "trainer.max_steps"]),
-        ("schedule.warmup_steps=9999", ["schedule.warmup_steps=9999", "trainer.max_steps=300"]),
+        ("schedule.warmup_steps=9999", ["schedule.warmup_steps=9999", "trainer.max_steps=240"]),
         ("data.source=null", ["data.source is not set"]),
         ("data.packing=squash", ["data.packing='squash'", "concatenate", "truncate"]),
         ("data.validation_fraction=1.5", ["data.validation_fraction=1.5", "between 0 and 1"]),
@@ -55,6 +55,18 @@ def test_a_good_command_line_has_no_problems():
         ),
         ("optimizer._target_=no.such.module", ["optimizer._target_", "cannot be imported"]),
         ("model.vocab_size=???", ["model.vocab_size", "a value is needed"]),
+        ("tokenizer.vocab_size=many", ["tokenizer.vocab_size='many'", "whole number"]),
+        ("+tokenizer.vocab=9000", ["tokenizer.vocab", "did you mean vocab_size?"]),
+        ("analyzer.mode=3", ["analyzer.mode=3", "text"]),
+        ("+analyzer.modus=A", ["analyzer.modus", "did you mean mode?"]),
+        ("+paths.hme=x", ["paths.hme", "did you mean home?"]),
+        ("data={source: null, sources: {web: {path: a, wieght: 1}}}", ["data.sources.web.wieght", "weight"]),
+        ("data={source: null, sources: {web: {weight: 1}}}", ["data.sources.web.path", "needed"]),
+        ("data={source: null, sources: {web: a.jsonl}}", ["data.sources.web", "group of settings"]),
+        (
+            "data={source: null, sources: {web: {path: a, weight: heavy}}}",
+            ["data.sources.web.weight='heavy'", "number"],
+        ),
     ],
 )
 def test_each_problem_names_what_was_set_and_what_to_set(argument, words):
