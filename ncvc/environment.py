@@ -53,6 +53,16 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def require_devices(accelerator: str, devices: int) -> None:
+    """``ValueError`` when the configuration asks for more GPUs than this process can see."""
+    visible = torch.cuda.device_count()
+    if accelerator in ("gpu", "cuda") and devices > visible:
+        raise ValueError(
+            f"trainer.accelerator={accelerator} with trainer.devices={devices} needs {devices} CUDA GPU(s) and "
+            f"{visible} can be seen here; set trainer=cpu, a smaller trainer.devices, or install a CUDA build of torch."
+        )
+
+
 def environment_record() -> dict[str, Any]:
     """Versions, commit, hardware and command line of this process, ready for JSON."""
     packages: dict[str, str | None] = {}

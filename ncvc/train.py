@@ -22,9 +22,11 @@ def train(config: DictConfig) -> dict[str, Any]:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6.6 with torch 2.13: theirs to mend
     from hydra.utils import instantiate
 
+    from ncvc.environment import require_devices
     from ncvc.model.checkpoint import check_tokenizer_fits
     from ncvc.run_folder import finish_run, start_run
 
+    require_devices(config.trainer.accelerator, config.trainer.devices)
     data: Any = instantiate(config.data, _convert_="all")
     data.prepare_data()
     data.setup()

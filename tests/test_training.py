@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -184,6 +186,29 @@ def test_a_missing_source_is_told_without_a_stack_trace(tmp_path):
     assert "nowhere.jsonl" in done.stderr
     assert "data.source" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_more_gpus_than_there_are_is_told_with_both_numbers_before_any_work(tiny_run, tmp_path):
+    wanted = torch.cuda.device_count() + 1
+    with pytest.raises(ValueError, match=rf"trainer\.devices={wanted} needs {wanted} .* and {wanted - 1} can be seen"):
+        train(tiny_run("trainer=gpu", f"trainer.devices={wanted}", f"data.batch_size={4 * wanted}"))
+    assert not (tmp_path / "home").exists()
+
+
+def test_too_little_disk_is_told_before_training(tiny_run, tmp_path, monkeypatch):
+    train(tiny_run(run="a"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=10**9, used=10**9 - 1000, free=1000))
+    with pytest.raises(OSError, match=r"needs about [\d,]+ bytes .* but that disk has 1,000 free.*NCVC_HOME"):
+        train(tiny_run(run="b"))
+    assert not (tmp_path / "b" / "config.yaml").exists()
+
+
+def test_a_truncated_token_file_is_refused_by_name(tiny_run, tmp_path):
+    train(tiny_run(run="a"))
+    tokens = next((tmp_path / "home" / "tokens").glob("*/train/tokens.bin"))
+    tokens.write_bytes(tokens.read_bytes()[:-2])
+    with pytest.raises(ValueError, match=r"tokens\.bin is truncated.*prepare the data again"):
+        train(tiny_run(run="b"))
 
 
 def test_a_tokenizer_that_does_not_fit_the_model_is_refused(tiny_run, tmp_path):
