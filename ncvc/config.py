@@ -226,8 +226,8 @@ def _words(hint: Any) -> str:
     return "null" if hint is type(None) else names.get(hint, str(hint))
 
 
-def _groups_without_target(config: DictConfig) -> Iterator[tuple[str, DictConfig, dict[str, Any]]]:
-    """Groups that are handed on as plain settings, with the names and types of what takes them."""
+def _groups_without_target(config: DictConfig) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Settings that are handed on as plain groups, with the names and types of what takes them."""
     from ncvc.morphology import build_analyzer
     from ncvc.preparation import Source
     from ncvc.tokenizer import Tokenizer
@@ -245,24 +245,24 @@ def _groups_without_target(config: DictConfig) -> Iterator[tuple[str, DictConfig
         takers[f"data.sources.{name}"] = source
     for path, hints in takers.items():
         node = OmegaConf.select(config, path)
-        if isinstance(node, DictConfig) and not node._is_none():
+        if node is not None or path.startswith("data.sources."):
             yield path, node, hints
-        elif path.startswith("data.sources."):
-            yield path, OmegaConf.create({"": node}), hints
 
 
-def _values_problems(path: str, node: DictConfig, hints: Mapping[str, Any]) -> list[str]:
+def _values_problems(path: str, node: Any, hints: Mapping[str, Any]) -> list[str]:
+    if not isinstance(node, DictConfig):
+        return [
+            f"{path}={node!r}: must be a group of settings: {', '.join(name for name in hints if name != 'return')}."
+        ]
     found = []
     for key in map(str, node):
-        if key == "":
-            found.append(f"{path}: must be a group of settings with a path, such as {{path: ..., weight: null}}.")
-        elif key not in hints:
+        if key not in hints:
             found.append(f"{path}.{key}: no such setting{_suggestion(key, set(hints) - {'return'})}")
         elif not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
             value = _unwrapped(node[key])
             if not _fits(value, hints[key]):
                 found.append(f"{path}.{key}={value!r}: must be {_words(hints[key])}.")
-    if "path" in hints and "" not in node and "path" not in node:
+    if "path" in hints and "path" not in node:
         found.append(f"{path}.path: needed and not set; name a file or folder of text.")
     return found
 

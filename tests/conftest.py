@@ -9,6 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ncvc.config import CONF_DIRECTORY, register_resolvers
 
@@ -24,6 +25,31 @@ SENTENCES = [
     "食事は全量摂取でき、夜間はよく眠れた。",
     "血液検査で白血球数の増加とCRPの上昇を認めた。",
 ]
+
+
+REPORT = {  # the shape of the full network (R32, R37-R47)
+    "vocab_size": 32_768,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_layers": 24,
+    "num_heads": 32,
+    "num_kv_heads": 8,
+    "head_dim": 64,
+    "context_length": 2048,
+}
+
+
+class Largest(TorchDispatchMode):
+    """Records the largest tensor that any operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
 
 
 def write_source(path: Path, *, documents: int = 60) -> Path:

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from conftest import Largest
 
 from ncvc.model.attention import attend, causal_mask, document_mask, document_starts
 from ncvc.model.blocked_attention import blocked_attention
@@ -265,19 +265,6 @@ def test_a_second_derivative_of_blocked_attention_is_refused_not_wrong():
 
 
 # --- what runs where, and what it holds ---
-
-
-class Largest(TorchDispatchMode):
-    """Records the largest tensor that any operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
 
 
 def test_blocked_attention_is_linear_in_the_length_where_eager_is_quadratic():

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import REPORT
 
 from ncvc.model.initialization import VARIANTS, describe, named_matrices, table, variant_named
 from ncvc.model.optimization import adamw
@@ -21,16 +22,6 @@ SHAPE = {
     "num_kv_heads": 4,
     "head_dim": 16,
     "context_length": 32,
-}
-REPORT = {
-    "vocab_size": 32_768,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_layers": 24,
-    "num_heads": 32,
-    "num_kv_heads": 8,
-    "head_dim": 64,
-    "context_length": 2048,
 }
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from conftest import Largest
 
 from ncvc.model.loss import IGNORE, linear_cross_entropy, token_cross_entropy
 from ncvc.model.transformer import ModelConfig, Transformer
@@ -121,19 +121,6 @@ def test_in_bf16_the_gradients_are_as_exact_as_those_of_cross_entropy(weights):
 
 
 # --- memory ---
-
-
-class Largest(TorchDispatchMode):
-    """Records the largest tensor that any operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
 
 
 @pytest.mark.parametrize("autocast", [False, True])

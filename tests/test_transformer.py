@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import REPORT
 from torch import nn
 
 from ncvc.model.initialization import VARIANTS
@@ -17,16 +18,6 @@ from ncvc.model.transformer import (
     rotate,
 )
 
-REPORT = {
-    "vocab_size": 32_768,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_layers": 24,
-    "num_heads": 32,
-    "num_kv_heads": 8,
-    "head_dim": 64,
-    "context_length": 2048,
-}
 SMALL = {
     "vocab_size": 61,
     "hidden_size": 24,
