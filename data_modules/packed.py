@@ -6,8 +6,9 @@ takes microseconds, a worker's hand-over takes milliseconds, measured). A run th
 the unbroken run would have read, on any number of ranks.
 """
 
+import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,8 @@ class PackedDataModule(lightning.LightningDataModule):
     {path, weight, for_tokenizer}: weights are shares of the samples, null keeps natural proportions. ``batch_size`` is
     the global batch in rows. ``mask_documents`` adds "document_ids", which keep attention inside each document.
     ``validation_tokens`` bounds the held-out text that is scored each time; ``split_seed`` decides which documents are
-    held out and ``seed`` the order of samples, so that runs with other seeds are scored on the same text.
+    held out and ``seed`` the order of samples, so that runs with other seeds are scored on the same text. ``skip`` are
+    absolute ranges [first, end) of samples to leave out, as found in the record of another run.
     """
 
     prepared: Prepared  # after prepare_data
@@ -55,6 +57,7 @@ class PackedDataModule(lightning.LightningDataModule):
         split_seed: int = 0,
         text_field: str = "text",
         workers: int | None = None,
+        skip: list[list[int]] | None = None,
     ) -> None:
         super().__init__()
         named = {"source": {"path": source}} if sources is None else sources
@@ -72,6 +75,7 @@ class PackedDataModule(lightning.LightningDataModule):
         self.context_length, self.packing, self.mask_documents = context_length, packing, mask_documents
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.validation_tokens, self.seed = validation_tokens, seed
+        self.skip: list[tuple[int, int]] = [(int(first), int(end)) for first, end in skip or []]
         self.windows: list[PackedWindows] = []
         self.validation: dict[str, TokenFile] = {}
 
@@ -91,13 +95,51 @@ class PackedDataModule(lightning.LightningDataModule):
         self.windows = [
             PackedWindows(file, context_length=self.context_length, packing=self.packing) for file in train.values()
         ]
+        self.skip_samples(self.skip)
+
+    def skip_samples(self, ranges: Sequence[Sequence[int]]) -> None:
+        """Leave out absolute ranges [first, end) of samples from now on; later samples move up."""
         weights: list[Any] = [source.weight for source in self.sources]
+        self.skip = [(int(first), int(end)) for first, end in ranges]
         self.order = SampleOrder(
             sizes=[len(windows) for windows in self.windows],
             fingerprints=[windows.content_fingerprint for windows in self.windows],
             weights=None if all(weight is None for weight in weights) else weights,
             seed=self.seed,
+            skip=self.skip,
         )
+
+    def samples_of(self, step: int) -> list[tuple[int, int]]:
+        """Absolute ranges [first, end) of the samples of optimizer step ``step`` (counted from 0)."""
+        numbers = self.order.sample_numbers(step * self.batch_size, self.batch_size)
+        cuts = np.flatnonzero(np.diff(numbers) != 1) + 1
+        return [(int(part[0]), int(part[-1]) + 1) for part in np.split(numbers, cuts)]
+
+    def documents_of(self, step: int) -> list[dict[str, Any]]:
+        """For every row of optimizer step ``step`` (from 0): source, window, and the documents it holds tokens of.
+
+        ``documents`` are [first, last + 1] as numbered in the source's training token file.
+        """
+        rows = []
+        for source, window in zip(*self.order.global_batch(step, self.batch_size), strict=True):
+            held = self.windows[source].documents(int(window))
+            name = self.sources[source].name
+            rows.append({"source": name, "window": int(window), "documents": [held.start, held.stop]})
+        return rows
+
+    def check_unchanged(self) -> None:
+        """``ValueError`` if a token file is no longer the one that was opened."""
+        for windows in self.windows:
+            windows.token_file.check_unchanged()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides which tokens a sample number stands for, by name; compared when a run is resumed."""
+        texts = {
+            f"data.text.{source.name}": windows.content_fingerprint
+            for source, windows in zip(self.sources, self.windows, strict=True)
+        }
+        return {**texts, "tokenizer": self.tokenizer.fingerprint}
 
     @property
     def fingerprint(self) -> str:
@@ -129,7 +171,20 @@ class PackedDataModule(lightning.LightningDataModule):
             chosen = sources == number
             if chosen.any():
                 rows[chosen] = windows.gather(places[chosen])
-        return self._batch(torch.from_numpy(rows), target_tokens=self.batch_size * self.context_length)
+        self._check_ids(rows, step=step)
+        batch = self._batch(torch.from_numpy(rows), target_tokens=self.batch_size * self.context_length)
+        first = step * self.batch_size + (micro_step * world_size + rank) * self.micro_batch_size
+        return {**batch, "checksum": rows_checksum(rows, first=first)}
+
+    def _check_ids(self, rows: np.ndarray, *, step: int) -> None:
+        """``ValueError`` for ids outside the vocabulary: the token file was damaged after it was opened."""
+        if (highest := int(rows.max(initial=0))) >= self.tokenizer.vocab_size:
+            files = ", ".join(str(windows.token_file.directory) for windows in self.windows)
+            raise ValueError(
+                f"the batch of step {step + 1} holds token id {highest}, and the tokenizer has only "
+                f"{self.tokenizer.vocab_size} ids: a token file was damaged ({files}). Remove its folder, start the run "
+                "again with resume=auto, and it is prepared anew."
+            )
 
     def _batch(self, rows: torch.Tensor, *, target_tokens: int) -> dict[str, Any]:
         batch = {"input_ids": rows[:, :-1], "labels": rows[:, 1:], "target_tokens": target_tokens}
@@ -167,8 +222,24 @@ class PackedDataModule(lightning.LightningDataModule):
         return float(bits[held_out].sum() / max(1, self.character_counts[held_out].sum()))
 
 
+def rows_checksum(rows: np.ndarray, *, first: int) -> int:
+    """Sum of a 40-bit hash of every row of [rows, T] with its place in the run (``first``, first + 1, ...).
+
+    Sums of it over micro-batches and ranks depend on which rows stood at which places, and not on how the batch was
+    cut; they stay below 2^53, so an fp64 reduction is exact up to 8,192 rows a step.
+    """
+    total = 0
+    for place, row in enumerate(np.ascontiguousarray(rows, dtype="<i8"), start=first):
+        digest = hashlib.blake2b(row, digest_size=5, salt=place.to_bytes(8, "little")).digest()
+        total += int.from_bytes(digest, "little")
+    return total
+
+
 class StepLoader:
-    """Iterable over the micro-batches of a run for one rank; ``len`` is their number in the whole run."""
+    """Iterable over the micro-batches of a run for one rank, from the trainer's current step on.
+
+    ``len`` is their number in the whole run (known lengths keep Lightning from fetching ahead of the step).
+    """
 
     def __init__(self, data: PackedDataModule, *, trainer: lightning.Trainer) -> None:
         self.data, self.trainer = data, trainer
@@ -178,7 +249,7 @@ class StepLoader:
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        for step in range(self.trainer.global_step, self.trainer.max_steps):
+        while (step := self.trainer.global_step) < self.trainer.max_steps:  # read anew: a rewind moves it
             for micro_step in range(self.trainer.accumulate_grad_batches):
                 yield self.data.micro_batch(step, micro_step, rank=rank, world_size=world_size)
 

@@ -24,7 +24,7 @@ from ncvc.model.generation import generate
 from ncvc.planning import flops_per_token
 
 
-class _EveryStep(Callback, ABC):
+class EveryStep(Callback, ABC):
     """Base of callbacks that act once per optimizer step, whatever the accumulation."""
 
     def __init__(self) -> None:
@@ -45,12 +45,16 @@ class _EveryStep(Callback, ABC):
             self._last_step = trainer.global_step
             self.on_step(trainer, module)
 
+    def rewound(self, *, step: int, keep_spikes_from: int) -> None:
+        """The run went back to ``step`` because of spikes from step ``keep_spikes_from`` on."""
+        self._last_step = step
+
     @abstractmethod
     def on_step(self, trainer: lightning.Trainer, module: CausalLM) -> None:
         """Called after each optimizer step."""
 
 
-class TrainingMonitor(_EveryStep):
+class TrainingMonitor(EveryStep):
     """Loss, gradient norm, rate, tokens seen, tokens/s, MFU and memory, to the logger and to one line in the terminal.
 
     Written every ``every_n_steps`` steps; the loss is the mean over those steps. ``peak_tflops`` is the machine's dense
@@ -71,7 +75,7 @@ class TrainingMonitor(_EveryStep):
         if trainer.is_global_zero:
             named = f"MFU is measured against {self.peak_name}: {self.peak:.2f} TFLOP/s per device"
             print(named, flush=True)
-            _add_text(trainer, "speed/peak", named)
+            add_text(trainer, "speed/peak", named)
             live = sys.stderr.isatty()
             self.bar = tqdm(
                 total=trainer.max_steps,
@@ -88,7 +92,9 @@ class TrainingMonitor(_EveryStep):
             self.bar.update(step - self.bar.n)
         if step % self.every_n_steps and step != trainer.max_steps:
             return
-        loss, norm = module.mean_loss(), module.last_gradient_norm()
+        module.guard.collect()
+        recent = list(module.guard.since(self.marked_step))
+        loss, norm = sum(figures.loss for figures in recent) / max(1, len(recent)), recent[-1].gradient_norm
         now = time.monotonic()
         tokens_per_step = module.tokens_per_step
         rate = (step - self.marked_step) * tokens_per_step / max(1e-9, now - self.mark)
@@ -111,6 +117,12 @@ class TrainingMonitor(_EveryStep):
         if self.bar is not None:
             text = f"loss {loss:.3f} norm {norm:.2f} {rate:,.0f} tok/s MFU {figures['speed/mfu']:.0%}"
             self.bar.set_postfix_str(text, refresh=False)
+
+    def rewound(self, *, step: int, keep_spikes_from: int) -> None:
+        super().rewound(step=step, keep_spikes_from=keep_spikes_from)
+        self.started, self.mark, self.marked_step, self.first_step = time.monotonic(), time.monotonic(), step, step
+        if self.bar is not None:
+            self.bar.update(step - self.bar.n)
 
     def on_validation_start(self, trainer: lightning.Trainer, module: CausalLM) -> None:
         self.pause = time.monotonic()
@@ -140,8 +152,14 @@ class HeldOutReport(Callback):
             )
             tqdm.write(f"step {step}: held-out {nats:.4f} nats per token, {bits:.4f} bits per character")
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"series": self.series}
 
-class TextSamples(_EveryStep):
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.series = list(state_dict["series"])
+
+
+class TextSamples(EveryStep):
     """Continues fixed prompts every ``every_n_steps`` steps and at the end, to TensorBoard and the terminal.
 
     ``every_n_steps=null`` samples only at the end. Sampling has its own generator, so training does not notice.
@@ -174,22 +192,24 @@ class TextSamples(_EveryStep):
             with trainer.precision_plugin.forward_context(), torch.compiler.set_stance("force_eager"):
                 new = generate(module.network, ids, end_id=tokenizer.end_id, seed=trainer.global_step, **self.settings)
             self.texts[prompt] = tokenizer.decode([*ids, *new])
-            _add_text(trainer, f"samples/{prompt}", self.texts[prompt])
+            add_text(trainer, f"samples/{prompt}", self.texts[prompt])
 
 
-def _add_text(trainer: lightning.Trainer, name: str, text: str) -> None:
+def add_text(trainer: lightning.Trainer, name: str, text: str) -> None:
     """Write to a logger that takes text (TensorBoard does)."""
     if trainer.logger is not None and hasattr(trainer.logger.experiment, "add_text"):
         trainer.logger.experiment.add_text(name, text, trainer.global_step)
 
 
 class SaveModelDirectory(Callback):
-    """Writes the model directory (fp32 weights, configuration, tokenizer) when training ends."""
+    """Writes the model directory (fp32 weights, configuration, tokenizer) when the last step is done."""
 
     def __init__(self, *, directory: str) -> None:
         self.directory = Path(directory)
 
     def on_train_end(self, trainer: lightning.Trainer, module: CausalLM) -> None:
+        if trainer.global_step < trainer.max_steps:
+            return
         weights = full_precision_weights(module.network, strategy=trainer.strategy)
         if trainer.is_global_zero:
             data = trainer.datamodule

@@ -6,9 +6,11 @@ micro-batches: each micro-batch contributes its sum over the global count (batch
 
 Dropout is a function of (seed, step, micro-batch, rank): the generator is set before every micro-batch, so a resumed
 run draws the same masks. Held-out loss is reported as nats per token and as bits per character, which does not depend
-on the tokenizer. Nothing here waits for the device except at logging steps.
+on the tokenizer. Every update passes the guard (``lit_modules/guard.py``): loss spikes are seen there, and non-finite
+gradients never reach the weights. Nothing here waits for the device.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +22,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_modules.strategies import gradient_norm_of
+from lit_modules.guard import UpdateGuard
+from lit_modules.live_state import base_optimizer
+from lit_modules.strategies import ZeroStage2Strategy
+from ncvc.model.stability import StabilitySettings
 from ncvc.model.transformer import ModelConfig, Transformer
 from ncvc.randomness import mix
 
@@ -29,7 +34,8 @@ class CausalLM(lightning.LightningModule):
     """Trains a ``Transformer``; batches are {"input_ids", "labels", "target_tokens"} and, where masked, "document_ids".
 
     ``optimizer`` takes the network, ``schedule`` takes the optimizer; both come as partials from the configuration.
-    ``seed`` decides the initial weights and dropout. ``compile_blocks`` runs each layer through ``torch.compile``.
+    ``seed`` decides the initial weights and dropout. ``stability`` says what is a loss spike and what is done about it.
+    ``compile_blocks`` runs each layer through ``torch.compile``.
     """
 
     def __init__(
@@ -38,6 +44,7 @@ class CausalLM(lightning.LightningModule):
         model: ModelConfig,
         optimizer: Callable[[nn.Module], Optimizer],
         schedule: Callable[[Optimizer], LRScheduler],
+        stability: StabilitySettings,
         seed: int = 0,
         activation_checkpointing: bool = False,
         compile_blocks: bool = False,
@@ -49,9 +56,9 @@ class CausalLM(lightning.LightningModule):
             for layer in self.network.layers:
                 layer.compile(dynamic=False)
         self.make_optimizer, self.make_schedule, self.seed = optimizer, schedule, seed
-        self.gradient_norm: torch.Tensor | float | None = None
-        self.loss_sum: torch.Tensor | float = 0.0  # no buffer: DeepSpeed would cast it to bf16
-        self.tokens_in_sum = 0
+        self.guard = UpdateGuard(stability, self.network, vocab_size=model.vocab_size)
+        self._loss: torch.Tensor | float = 0.0  # this rank's share of the step's mean; no buffer: DeepSpeed casts them
+        self._checksum = 0
         self.tokens_per_step = 0
         self.learning_rate = math.nan
         self._held_out = torch.zeros(3, dtype=torch.float64)  # nats, tokens, characters
@@ -61,21 +68,35 @@ class CausalLM(lightning.LightningModule):
         counts = self.trainer.datamodule.character_counts
         self.character_counts = torch.as_tensor(counts, dtype=torch.int32)
 
+    def on_fit_start(self) -> None:
+        """Put the guard between gradient and update."""
+        self.guard.attach(base_optimizer(self.trainer.strategy), self.device)
+        if isinstance(self.trainer.strategy, ZeroStage2Strategy):
+            self.trainer.strategy.before_each_update(functools.partial(self._judge, partial=True))
+
     def training_step(self, batch: Mapping[str, Any], batch_index: int) -> torch.Tensor:
         """Share of this micro-batch in the mean loss of the global batch, scaled for Lightning's own averaging."""
         ranks, accumulated = self.trainer.world_size, self.trainer.accumulate_grad_batches
         torch.manual_seed(mix(self.seed, self.trainer.global_step, batch_index % accumulated, self.global_rank) >> 1)
         loss = self.network.loss(batch["input_ids"], batch["labels"], document_ids=batch.get("document_ids"))
-        self.loss_sum = self.loss_sum + loss.detach().double()
-        self.tokens_in_sum += batch["target_tokens"] if (batch_index + 1) % accumulated == 0 else 0
+        if batch_index % accumulated == 0:
+            self._loss, self._checksum = 0.0, 0
+        self._loss = self._loss + loss.detach().double() / batch["target_tokens"]
+        self._checksum += batch["checksum"]
         self.tokens_per_step = batch["target_tokens"]
         return loss * (ranks * accumulated / batch["target_tokens"])
 
-    def mean_loss(self) -> float:
-        """Mean loss in nats per token over all ranks since the last call (one small reduce: all ranks call it)."""
-        mean = float(self.trainer.strategy.reduce(self.loss_sum, reduce_op="sum")) / max(1, self.tokens_in_sum)
-        self.loss_sum, self.tokens_in_sum = 0.0, 0
-        return mean
+    def _judge(self, gradients: list[torch.Tensor], parameters: list[nn.Parameter], *, partial: bool) -> torch.Tensor:
+        assert torch.is_tensor(self._loss)  # at least one micro-batch came before
+        return self.guard.before_update(
+            gradients,
+            parameters,
+            step=self.trainer.global_step + 1,
+            loss=self._loss,
+            checksum=self._checksum,
+            partial=partial,
+            clip=self.trainer.gradient_clip_val,
+        )
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Note the rate that this update uses; afterwards the schedule has moved on to the next one's."""
@@ -87,17 +108,12 @@ class CausalLM(lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by global norm and keep the norm before clipping for the log (R67)."""
+        """Clip by global norm and judge the update (R67); under ZeRO the strategy asks the guard itself."""
+        if isinstance(self.trainer.strategy, ZeroStage2Strategy):
+            return
         parameters = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
-        limit = math.inf if gradient_clip_val is None else gradient_clip_val
-        self.gradient_norm = nn.utils.clip_grad_norm_(parameters, limit)
-
-    def last_gradient_norm(self) -> float:
-        """Global gradient norm of the last update before clipping; waits for the device."""
-        norm = gradient_norm_of(self.trainer.strategy)
-        if norm is None and self.gradient_norm is not None:
-            norm = float(self.gradient_norm)
-        return math.nan if norm is None else norm
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        self._judge(gradients, parameters, partial=False)
 
     def on_train_batch_end(self, outputs: Any, batch: Mapping[str, Any], batch_index: int) -> None:
         """Ask Lightning to validate after the last step too, whatever the validation interval."""

@@ -7,6 +7,7 @@ at 32 micro-batches, measured) and every bucket setting is explicit.
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,6 +47,33 @@ class ZeroStage2Strategy(DeepSpeedStrategy):
         )
         assert self.config is not None  # made by the parent from the settings above
         self.config["data_types"] = {"grad_accum_dtype": "fp32"}
+        self.config["gradient_clipping"] = 0.0  # clipped in before_each_update, by the same code as everywhere
+
+    def _format_precision_config(self) -> None:
+        """Leave non-finite gradients to the module's guard, which judges them without waiting for the device."""
+        super()._format_precision_config()
+        assert self.config is not None
+        if "bf16" in self.config:
+            self.config["bf16"]["check_grad_overflow"] = False
+
+    def before_each_update(self, judge: Callable[[list[torch.Tensor], list[nn.Parameter]], torch.Tensor]) -> None:
+        """Have ``judge`` called with the reduced gradients of this rank's partition just before every update.
+
+        It takes the parts and the parameters they belong to, may change them in place, and returns the global norm,
+        in place of DeepSpeed's own computation of it.
+        """
+        zero = self.deepspeed_engine.optimizer
+
+        def judged(norm_type: int = 2) -> torch.Tensor:
+            gradients, parameters = [], []
+            for group, parts in zero.averaged_gradients.items():
+                whole = [part for part in parts if not getattr(part, "_zero_padding", False)]
+                for part, parameter in zip(whole, zero.params_in_partition[group], strict=False):  # the rest pads
+                    gradients.append(part)
+                    parameters.append(parameter)
+            return judge(gradients, parameters)
+
+        zero.scaled_global_norm = judged
 
     def setup_environment(self) -> None:
         if self.on_cpu:  # DeepSpeedStrategy's override only refuses anything but CUDA and hands on to its parent
@@ -84,11 +112,3 @@ def full_precision_weights(module: nn.Module, *, strategy: Any) -> dict[str, tor
         master = safe_get_full_fp32_param(parameter)
         gathered[name] = (parameter if master is None else master).detach().float().view(parameter.shape).cpu()
     return gathered
-
-
-def gradient_norm_of(strategy: Any) -> float | None:
-    """Global gradient norm before clipping as DeepSpeed's engine reports it, or None under other strategies."""
-    if not isinstance(strategy, DeepSpeedStrategy):
-        return None
-    norm = strategy.deepspeed_engine.get_global_grad_norm()
-    return None if norm is None else float(norm)

@@ -7,6 +7,7 @@ is well.
 
 import difflib
 import functools
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -18,10 +19,11 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ncvc.config import CONF_DIRECTORY, as_message, problems_of, register_resolvers
+from ncvc.config import CONF_DIRECTORY, as_message, problems_of, register_with_hydra
+from ncvc.resuming import RunStopped, is_first_rank, newest_run
 
 
 def problems_of_command_line(arguments: list[str], *, config_name: str) -> list[str]:
@@ -103,13 +105,58 @@ def _keys(node: DictConfig, path: str) -> list[str]:
     return found
 
 
+def taken_up(arguments: list[str]) -> list[str]:
+    """``resume=FOLDER`` (or ``last``) and ``replay=STEP`` as the command that started that run, in its folder.
+
+    The run's own overrides come first, then the given ones; ``resume=auto`` and a plain start are left as they are.
+    Raises ``FileNotFoundError`` with the cure when the folder holds no run.
+    """
+    given = dict(_keyed(arguments))
+    resume, replay = given.get("resume", ""), given.get("replay", "null")
+    replaying = replay not in ("null", "")
+    if not replaying and resume.strip("'\"") in ("", "null", "auto"):
+        return arguments
+    if "--multirun" in arguments or "-m" in arguments:
+        raise ValueError(
+            "resume=FOLDER goes on with one run; to go on with a sweep, repeat its command with hydra.sweep.dir=FOLDER."
+        )
+    resume = resume.strip("'\"")
+    if resume == "auto" and replaying:
+        return [*arguments, "hydra.output_subdir=null"]
+    home = Path(given.get("paths.home") or os.environ.get("NCVC_HOME") or ".ncvc")
+    folder = newest_run(home) if resume in ("", "null", "last") else Path(resume).expanduser()
+    stored = folder / ".hydra" / "overrides.yaml"
+    if not stored.is_file():
+        raise FileNotFoundError(
+            f"resume={folder}: no run was started there (it has no .hydra/overrides.yaml); name a run's folder "
+            "(.ncvc/runs/<name>/<time>), or repeat the run's command with resume=auto and paths.run=FOLDER."
+        )
+    own = [str(text) for text in OmegaConf.to_container(OmegaConf.load(stored)) or []]
+    replaced = {"resume", "replay", "allow_changes", *given}
+    kept = [text for text in own if next(iter(_keyed([text])), ("", ""))[0] not in replaced]
+    rest = [text for text in arguments if text.partition("=")[0].lstrip("+") not in ("resume", "hydra.run.dir")]
+    where = [f'hydra.run.dir="{folder}"', *(["hydra.output_subdir=null"] if replaying else [])]
+    return [*kept, *rest, "resume=auto", *where]
+
+
+def _keyed(arguments: list[str]) -> list[tuple[str, str]]:
+    pairs = [text.partition("=") for text in arguments if "=" in text and not text.startswith("-")]
+    return [(key.lstrip("+~"), value) for key, _, value in pairs]
+
+
 def run(task: Callable[[DictConfig], Any], *, config_name: str, arguments: list[str] | None = None) -> None:
     """Start ``task`` under Hydra with this configuration, after telling all problems of the command line at once."""
     import hydra
 
-    register_resolvers()
+    register_with_hydra()
     if arguments is not None:
         sys.argv = [sys.argv[0], *arguments]
+    if config_name == "train":
+        try:
+            sys.argv[1:] = taken_up(sys.argv[1:])
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from error
     if found := problems_of_command_line(sys.argv[1:], config_name=config_name):
         print(as_message(found), file=sys.stderr)
         raise SystemExit(2)
@@ -123,6 +170,10 @@ def _plainly(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     def told(config: DictConfig) -> Any:
         try:
             return task(config)
+        except RunStopped as stop:
+            if is_first_rank():
+                print(stop, file=sys.stderr, flush=True)
+            raise SystemExit(stop.exit_code if is_first_rank() else 0) from stop
         except (ValueError, OSError) as error:
             from hydra.core.hydra_config import HydraConfig
 

@@ -38,15 +38,22 @@ class TrainConfig:
     data: dict
     optimizer: dict
     schedule: dict
+    stability: dict
     module: dict
     trainer: dict
     callbacks: dict | None
     logger: dict | None
+    resume: str | None
+    allow_changes: list[str]
+    replay: int | None
     bench: dict | None = None
 
 
-def register_resolvers() -> None:
-    """Make ``${accumulation:...}`` and ``${product:...}`` known to OmegaConf; safe to call more than once."""
+def register_with_hydra() -> None:
+    """Make ``${accumulation:...}``, ``${product:...}`` and the launcher of sweeps known; safe to call more than once."""
+    from ncvc.sweep_launcher import register_launcher
+
+    register_launcher()
     OmegaConf.register_new_resolver("accumulation", accumulation, replace=True)
     OmegaConf.register_new_resolver("product", lambda *factors: _product(factors), replace=True)
 
@@ -76,7 +83,7 @@ def accumulation(batch_size: int, micro_batch_size: int, devices: Any, num_nodes
 
 def problems_of(config: DictConfig) -> list[str]:
     """Every problem of a composed configuration, one message each: what was set, why it cannot be, what to set."""
-    register_resolvers()
+    register_with_hydra()
     found = list(_root_problems(config))
     for path, node in _nodes(config, ""):
         found += _node_problems(path, node)
@@ -276,6 +283,10 @@ def _cross_problems(config: DictConfig) -> list[str]:
     hints = _hints(ModelConfig)
     if set(hints) - {"return"} == set(model) and all(_fits(value, hints[key]) for key, value in model.items()):
         found += ModelConfig.problems(model)
+    found += _stability_problems(config)
+    replay = config.get("replay")
+    if isinstance(replay, int) and replay < 1:
+        found.append(f"replay={replay}: steps are counted from 1, the first update.")
     every = config.get("validate_every")
     if isinstance(every, int) and every < 1:
         found.append(f"validate_every={every}: must be at least 1 optimizer step.")
@@ -300,6 +311,16 @@ def _cross_problems(config: DictConfig) -> list[str]:
             f"data.validation_fraction={fraction}: must lie between 0 and 1, both excluded; 0.01 holds out 1%."
         )
     return found
+
+
+def _stability_problems(config: DictConfig) -> list[str]:
+    from ncvc.model.stability import StabilitySettings
+
+    values = {key: value for key, value in _readable(config, "stability").items() if key not in _HYDRA_KEYS}
+    hints = _hints(StabilitySettings)
+    if set(hints) - {"return"} != set(values) or not all(_fits(value, hints[key]) for key, value in values.items()):
+        return []  # told by name already
+    return StabilitySettings.problems(values)
 
 
 def _readable(config: DictConfig, key: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import platform
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -61,6 +62,22 @@ def require_devices(accelerator: str, devices: int) -> None:
             f"trainer.accelerator={accelerator} with trainer.devices={devices} needs {devices} CUDA GPU(s) and "
             f"{visible} can be seen here; set trainer=cpu, a smaller trainer.devices, or install a CUDA build of torch."
         )
+
+
+def require_free_port(devices: int) -> None:
+    """``ValueError`` when several ranks are to meet at a MASTER_PORT that another program listens on."""
+    port = os.environ.get("MASTER_PORT")
+    if devices < 2 or not port or int(os.environ.get("LOCAL_RANK", "0")) > 0 or "RANK" in os.environ:
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", int(port)))
+        except OSError as error:
+            raise ValueError(
+                f"MASTER_PORT={port} is in use on this machine ({error.strerror}), so the ranks cannot meet there; unset "
+                "it (a free port is found then), or set another."
+            ) from error
 
 
 def environment_record() -> dict[str, Any]:

@@ -193,9 +193,19 @@ class TokenFile:
         files = {name: record["sha256"] for name, record in manifest["files"].items()}
         self.content_fingerprint = hash_json([manifest["format"], manifest["version"], manifest["dtype"], files])
         self.fingerprint = hash_json([self.content_fingerprint, manifest["tokenizer_fingerprint"]])
+        self._opened = _state_of(directory / "tokens.bin")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TokenFile.open, (self.directory,)
+
+    def check_unchanged(self) -> None:
+        """``ValueError`` if tokens.bin is no longer the file that was opened: costs one look at it, no reading."""
+        path = self.directory / "tokens.bin"
+        if not path.is_file() or _state_of(path) != self._opened:
+            raise ValueError(
+                f"{path} was changed or removed while the run reads it; the run ends before it learns from something "
+                "else. Put the file back as it was (or remove its folder, to prepare it anew) and resume the run"
+            )
 
     @classmethod
     def open(cls, directory: Path, *, expected_tokenizer: str | None = None, verify: bool = False) -> TokenFile:
@@ -385,6 +395,18 @@ class PackedWindows:
             return self._rows[places].astype(np.int64)
         except IndexError as error:
             raise IndexError(f"{error}; {self.token_file.directory}: there are {self._len} windows") from None
+
+    def documents(self, window: int) -> range:
+        """Numbers of the documents that window ``window`` holds tokens of, as counted in the token file."""
+        start = window * self.context_length if self._starts is None else int(self._starts[window])
+        begins = self.token_file.document_starts
+        first = int(np.searchsorted(begins, start, side="right")) - 1
+        return range(first, int(np.searchsorted(begins, start + self.context_length + 1, side="left")))
+
+
+def _state_of(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _reopen_windows(token_file: TokenFile, context_length: int, packing: Packing) -> PackedWindows:

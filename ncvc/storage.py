@@ -46,13 +46,13 @@ def atomic_directory(output: Path, *, manifest_format: str) -> Iterator[Path]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield partial
         for path in [*partial.rglob("*"), partial]:
-            _sync(path)
+            sync(path)
         old = output.with_name(f"{output.name}.old-{os.getpid()}")
         if output.exists():
             output.rename(old)
         partial.rename(output)
         (output / ".lock").unlink()
-        _sync(output.parent)
+        sync(output.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -88,7 +88,8 @@ def _remove_leftovers(output: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, outlive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -129,10 +130,11 @@ def file_record(path: Path) -> dict[str, Any]:
     with path.open("rb") as handle:
         while block := handle.read(1 << 20):
             digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest(), "edges_sha256": _edges(path)}
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest(), "edges_sha256": edges_sha256(path)}
 
 
-def _edges(path: Path) -> str:
+def edges_sha256(path: Path) -> str:
+    """sha256 of the first and the last MiB of a file: enough to notice a torn or foreign one without reading it."""
     with path.open("rb") as handle:
         data = handle.read(_EDGE_BYTES)
         handle.seek(max(0, path.stat().st_size - _EDGE_BYTES))
@@ -153,7 +155,7 @@ def check_file(
     if size != record["bytes"]:
         what = "truncated" if size < record["bytes"] else "longer than it was written"
         raise ValueError(f"{path} is {what}: {size:,} bytes, the manifest says {record['bytes']:,}; {cure}")
-    if _edges(path) != record["edges_sha256"] or (verify and file_record(path)["sha256"] != record["sha256"]):
+    if edges_sha256(path) != record["edges_sha256"] or (verify and file_record(path)["sha256"] != record["sha256"]):
         raise ValueError(f"{path} was altered after it was written (its sha256 is not the manifest's); {cure}")
 
 

@@ -1,6 +1,9 @@
 """Fixtures shared by the tests: composed configurations and a tiny text source."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ncvc.config import CONF_DIRECTORY, register_resolvers
+from ncvc.config import CONF_DIRECTORY, register_with_hydra
 
 REPOSITORY = CONF_DIRECTORY.parent
 
@@ -82,13 +85,40 @@ TINY = [
     "validate_every=3",
     "callbacks.samples.max_new_tokens=8",
     "callbacks.monitor.every_n_steps=1",
+    "callbacks.checkpoints.rolling_every=2",
 ]
+
+
+def program(source: Path, *overrides: str) -> list[str]:
+    """The command of a tiny run on ``source``."""
+    settings = ["experiment=quickstart", *TINY, f"data.source={source}", *overrides]
+    return [sys.executable, "-m", "ncvc.train", *settings]
+
+
+def program_environment(home: Path) -> dict[str, str]:
+    """Environment of a tiny run: one thread, everything made at run time under ``home``, no leftovers of Lightning's."""
+    ranks = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    kept = {name: value for name, value in os.environ.items() if name not in ranks}
+    return {**kept, "NCVC_HOME": str(home), "OMP_NUM_THREADS": "1"}
+
+
+def run_program(home: Path, source: Path, *overrides: str, timeout: float = 240) -> subprocess.CompletedProcess:
+    """Run a tiny training as a program of its own, to its end."""
+    return subprocess.run(
+        program(source, *overrides),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPOSITORY,
+        env=program_environment(home),
+        timeout=timeout,
+    )
 
 
 @pytest.fixture
 def composed() -> Iterator[Callable[..., DictConfig]]:
     """Compose ``conf/train.yaml`` (or another root) with overrides."""
-    register_resolvers()
+    register_with_hydra()
 
     def composition(*overrides: str, root: str = "train") -> DictConfig:
         GlobalHydra.instance().clear()

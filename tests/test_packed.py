@@ -135,11 +135,16 @@ def test_the_loader_starts_at_the_trainers_step_and_knows_its_length(packed):
     data = packed("data.micro_batch_size=2")
     trainer = SimpleNamespace(global_step=3, max_steps=5, accumulate_grad_batches=2, global_rank=0, world_size=1)
     loader = StepLoader(data, trainer=trainer)
-    batches = list(loader)
     assert len(loader) == 10
-    assert len(batches) == 4
-    expected = data.micro_batch(3, 0, rank=0, world_size=1)["input_ids"]
-    assert torch.equal(batches[0]["input_ids"], expected)
+    places = []
+    for number, batch in enumerate(loader):
+        step, micro_step = trainer.global_step, number % 2
+        expected = data.micro_batch(step, micro_step, rank=0, world_size=1)["input_ids"]
+        assert torch.equal(batch["input_ids"], expected)
+        places.append((step, micro_step))
+        if micro_step == 1:
+            trainer.global_step = 3 if places == [(3, 0), (3, 1), (4, 0), (4, 1)] else step + 1  # once back to step 3
+    assert places == [(3, 0), (3, 1), (4, 0), (4, 1), (3, 0), (3, 1), (4, 0), (4, 1)]
 
 
 def test_text_survives_the_way_to_tokens_and_back(packed):

@@ -1,17 +1,14 @@
 """A whole tiny run: what it leaves, and that ranks, accumulation and precision do not change what is computed."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, TINY, write_source
+from conftest import run_program, write_source
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -146,22 +143,6 @@ def test_bf16_follows_fp32_closely(tiny_run):
     half = train(tiny_run("trainer.precision=bf16-mixed", run="half"))["module"].held_out["held_out/nats_per_token"]
     assert half == pytest.approx(full, rel=5e-3)
     assert half != full
-
-
-def run_program(home: Path, source: Path, *overrides: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "NCVC_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "ncvc.train",
-        "experiment=quickstart",
-        *TINY,
-        f"data.source={source}",
-        *overrides,
-    ]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=REPOSITORY, env=environment, timeout=240
-    )
 
 
 @pytest.mark.parametrize("trainer", ["ddp_cpu", "zero2_cpu"])
