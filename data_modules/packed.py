@@ -182,8 +182,8 @@ class PackedDataModule(lightning.LightningDataModule):
             files = ", ".join(str(windows.token_file.directory) for windows in self.windows)
             raise ValueError(
                 f"the batch of step {step + 1} holds token id {highest}, and the tokenizer has only "
-                f"{self.tokenizer.vocab_size} ids: a token file was damaged ({files}). Remove its folder, start the run "
-                "again with resume=auto, and it is prepared anew."
+                f"{self.tokenizer.vocab_size} ids: a token file was damaged ({files}). Remove its folder and start "
+                "the run again with resume=auto, and it is prepared anew."
             )
 
     def _batch(self, rows: torch.Tensor, *, target_tokens: int) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 
 from lit_modules.callbacks import EveryStep, HeldOutReport
 from lit_modules.causal_lm import CausalLM
@@ -24,10 +23,8 @@ from lit_modules.records import StepRecords
 from lit_modules.watchdog import long_phase, watchdog_of
 from ncvc.checkpoints import (
     BackgroundSaver,
-    Checkpoint,
     CheckpointWriter,
     discard_after,
-    find_checkpoints,
     newest_complete,
     prune,
 )
@@ -49,10 +46,10 @@ _BYTES_PER_PARAMETER = 12  # fp32 weights and AdamW's two moments
 
 
 class RunCheckpoints(EveryStep):
-    """Saves every ``archive_every`` steps for good and every ``rolling_every`` steps with the last ``keep_rolling`` kept.
+    """Saves every ``archive_every`` steps for good, every ``rolling_every`` with the last ``keep_rolling`` kept.
 
     ``rolling_every=null`` saves only the archive and the last step. ``background=false`` makes training wait for the
-    disk. ``read_only`` takes a run up and saves nothing (replay). The run's own facts come in by ``connect_run`` before training.
+    disk. ``read_only`` takes a run up and saves nothing (replay). The run's own facts come in by ``connect_run``.
     """
 
     def __init__(
@@ -76,6 +73,7 @@ class RunCheckpoints(EveryStep):
         self.directory = Path(directory)
         self.archive_every, self.rolling_every, self.keep_rolling = archive_every, rolling_every, keep_rolling
         self.background, self.read_only = background, read_only
+        self.saves_on_signal = not read_only  # the watchdog asks for it
         self.saver, self.host = BackgroundSaver(), HostCopy()
         self.run: RunState | None = None
         self.saved_step: int | None = None
@@ -98,7 +96,7 @@ class RunCheckpoints(EveryStep):
         started = time.monotonic()
         notes = self._load(trainer, module, Path(chosen), in_batch_end_hook=False)
         if not self.read_only:
-            trainer.num_sanity_val_steps = -1 if self._scoring_is_due(trainer) else 0
+            trainer.num_sanity_val_steps = math.inf if self._scoring_is_due(trainer) else 0
         if trainer.is_global_zero:
             for note in [*self.run.notes, *notes]:
                 print(f"note: {note}", flush=True)
@@ -256,12 +254,12 @@ class RunCheckpoints(EveryStep):
         rewinds = read_rewinds(self.run.folder)
         if len(rewinds) >= settings.max_rewinds:
             raise RunStopped(
-                f"spikes at steps {spiked} after {len(rewinds)} rewinds (stability.max_rewinds={settings.max_rewinds}): "
-                "the data of one place are not the cause. Lower optimizer.learning_rate, or set another model/init.",
+                f"spikes at steps {spiked} after {len(rewinds)} rewinds (stability.max_rewinds={settings.max_rewinds}):"
+                " the data of one place are not the cause. Lower optimizer.learning_rate, or set another model/init.",
                 exit_code=1,
             )
         trainer.strategy.barrier("before a rewind")  # every rank's part of the last checkpoint is written
-        chosen = None
+        chosen: tuple[str, int] | None = None
         if trainer.is_global_zero:
             found, _ = newest_complete(self.directory, at_most=max(0, first - settings.rewind_steps))
             chosen = None if found is None else (str(found.path), found.step)
@@ -275,7 +273,7 @@ class RunCheckpoints(EveryStep):
         path, to_step = chosen
         data, size = trainer.datamodule, trainer.datamodule.batch_size
         end_step = max(to_step + settings.skip_steps, spiked[-1])
-        numbers = [data.order.sample_numbers(place, 1)[0] for place in (to_step * size, end_step * size - 1)]
+        numbers: list[Any] = [data.order.sample_numbers(place, 1)[0] for place in (to_step * size, end_step * size - 1)]
         record = {
             "at_step": trainer.global_step,
             "first_spike": first,

@@ -131,8 +131,8 @@ def set_schedule(trainer: lightning.Trainer, *, step: int) -> None:
         schedule = config.scheduler
         if not isinstance(schedule, LambdaLR):
             raise ValueError(
-                f"schedule is a {type(schedule).__name__}, whose rate is no plain function of the update's number, so a "
-                "run cannot be resumed with it; set a schedule of torch.optim.lr_scheduler.LambdaLR."
+                f"schedule is a {type(schedule).__name__}, whose rate is no plain function of the update's number, so "
+                "a run cannot be resumed with it; set a schedule of torch.optim.lr_scheduler.LambdaLR."
             )
         schedule.last_epoch, schedule._step_count = step, step + 1
         rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]

@@ -1,9 +1,9 @@
 """What a run writes down step by step: which samples it saw, and every loss spike with the data behind it.
 
 ``samples.jsonl`` has one line per optimizer step: absolute sample ranges, a checksum over the rows that were really
-trained on, and the loss, so that an interrupted run can be held against an unbroken one line by line. ``spikes.jsonl`` has one line
-per spike: scores, gradient norm of every layer, documents of the batch. Lines after the step that a run is taken up at
-are removed, because they are written again. Only the first rank writes; costs microseconds per step.
+trained on, and the loss, so that an interrupted run can be held against an unbroken one line by line. ``spikes.jsonl``
+has one line per spike: scores, gradient norm of every layer, documents of the batch. Lines after the step that a run is
+taken up at are removed, because they are written again. Only the first rank writes; costs microseconds per step.
 """
 
 import json

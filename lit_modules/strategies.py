@@ -49,9 +49,9 @@ class ZeroStage2Strategy(DeepSpeedStrategy):
         self.config["data_types"] = {"grad_accum_dtype": "fp32"}
         self.config["gradient_clipping"] = 0.0  # clipped in before_each_update, by the same code as everywhere
 
-    def _format_precision_config(self) -> None:
+    def _format_config(self) -> None:
         """Leave non-finite gradients to the module's guard, which judges them without waiting for the device."""
-        super()._format_precision_config()
+        super()._format_config()
         assert self.config is not None
         if "bf16" in self.config:
             self.config["bf16"]["check_grad_overflow"] = False

@@ -14,6 +14,7 @@ signal handler, and its broadcast before every micro-batch are switched off.
 import contextlib
 import faulthandler
 import os
+import re
 import signal
 import socket
 import sys
@@ -28,10 +29,10 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 
 from lit_modules.causal_lm import CausalLM
-from ncvc.supervision import Heartbeat, read_heartbeats, remove_heartbeat, write_heartbeat
+from ncvc.supervision import DEAD_RANK, HUNG, Heartbeat, read_heartbeats, remove_heartbeat, write_heartbeat
 
-DEAD_RANK, HUNG = 70, 71  # exit codes
 _TICK = 0.25
+_LOST_CONNECTION = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe|peer", re.IGNORECASE)
 
 
 class Watchdog(Callback):
@@ -92,6 +93,12 @@ class Watchdog(Callback):
         self._stop()
 
     def on_exception(self, trainer: lightning.Trainer, module: CausalLM, exception: BaseException) -> None:
+        """A rank that dies breaks the others' connections at once: say what really happened, not what broke."""
+        if self._thread is not None and trainer.world_size > 1 and _LOST_CONNECTION.search(str(exception)):
+            deadline = time.monotonic() + 3
+            while time.monotonic() < deadline:
+                self._look_for_the_dead()
+                time.sleep(_TICK)
         self._stop()
 
     def _stop(self) -> None:
@@ -141,7 +148,7 @@ class Watchdog(Callback):
 
     def _end_hung(self, now: float) -> None:
         print(f"rank {self.rank}: where it stands:", file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(file=sys.stderr, all_threads=False)
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         self._end(
             f"rank {self.rank} has made no progress for {now - self.last_beat:.0f} s during {self.doing} (usual pause: "
             f"{self.longest:.1f} s); a rank hangs",
@@ -161,8 +168,13 @@ class Watchdog(Callback):
         os._exit(code)
 
     def _take_signals(self, trainer: lightning.Trainer, module: CausalLM) -> None:
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        vars(trainer.fit_loop.epoch_loop)["_broadcast_sigterm_tensor"] = lambda: None
         if threading.current_thread() is not threading.main_thread():
+            return
+        if not any(getattr(callback, "saves_on_signal", False) for callback in trainer.callbacks):
+            self._handlers[signal.SIGTERM] = signal.signal(
+                signal.SIGTERM, signal.SIG_DFL
+            )  # nothing to save: end at once
             return
 
         def note(number: int, frame: FrameType | None) -> None:

@@ -5,7 +5,9 @@ bad one gets its own message, and checks what the good ones compose to. Costs on
 is well.
 """
 
+import contextlib
 import difflib
+import errno
 import functools
 import os
 import sys
@@ -25,6 +27,8 @@ from omegaconf.errors import OmegaConfBaseException
 from ncvc.config import CONF_DIRECTORY, as_message, problems_of, register_with_hydra
 from ncvc.resuming import RunStopped, is_first_rank, newest_run
 
+_OF_A_RUN = ("train", "bench")  # the other programs' few settings are checked where they are used
+
 
 def problems_of_command_line(arguments: list[str], *, config_name: str) -> list[str]:
     """Messages for every override that cannot be applied and for every problem of what the others compose to.
@@ -37,8 +41,9 @@ def problems_of_command_line(arguments: list[str], *, config_name: str) -> list[
     if parsed.config_path or parsed.config_name or parsed.config_dir:
         return []  # another place for configurations: Hydra composes it, and training checks the result
     found: list[str] = []
+    check = not parsed.cfg and config_name in _OF_A_RUN
     for overrides in _single_runs(parsed.overrides, multirun=parsed.multirun):
-        found += _problems(overrides, config_name=config_name, check=not parsed.cfg)
+        found += _problems(overrides, config_name=config_name, check=check)
     return list(dict.fromkeys(found))
 
 
@@ -133,8 +138,13 @@ def taken_up(arguments: list[str]) -> list[str]:
         )
     own = [str(text) for text in OmegaConf.to_container(OmegaConf.load(stored)) or []]
     replaced = {"resume", "replay", "allow_changes", *given}
-    kept = [text for text in own if next(iter(_keyed([text])), ("", ""))[0] not in replaced]
-    rest = [text for text in arguments if text.partition("=")[0].lstrip("+") not in ("resume", "hydra.run.dir")]
+    kept = [text for text in own if text.partition("=")[0].lstrip("+~") not in replaced]
+    added = {text.partition("=")[0].lstrip("+") for text in own if text.startswith("+")}
+    rest = [
+        f"+{text}" if text.partition("=")[0] in added else text
+        for text in arguments
+        if text.partition("=")[0].lstrip("+") not in ("resume", "hydra.run.dir")
+    ]
     where = [f'hydra.run.dir="{folder}"', *(["hydra.output_subdir=null"] if replaying else [])]
     return [*kept, *rest, "resume=auto", *where]
 
@@ -177,10 +187,18 @@ def _plainly(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         except (ValueError, OSError) as error:
             from hydra.core.hydra_config import HydraConfig
 
-            trace = Path(HydraConfig.get().runtime.output_dir) / "error.txt"
-            trace.parent.mkdir(parents=True, exist_ok=True)
-            trace.write_text(traceback.format_exc(), encoding="utf-8")
-            print(f"error: {error}\n(the trace is in {trace})", file=sys.stderr)
+            folder, where = Path(HydraConfig.get().runtime.output_dir), ""
+            with contextlib.suppress(OSError):  # the disk may be what went wrong
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+                where = f"\n(the trace is in {folder / 'error.txt'})"
+            words = str(error)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and "free" not in words:
+                words = (
+                    f"{words}: the disk of {folder} is full. What was complete on it is untouched. Free some space, "
+                    f"then go on: python -m ncvc.train resume={folder}"
+                )
+            print(f"error: {words}{where}", file=sys.stderr)
             raise SystemExit(1) from error
 
     return told

@@ -50,7 +50,7 @@ class TrainConfig:
 
 
 def register_with_hydra() -> None:
-    """Make ``${accumulation:...}``, ``${product:...}`` and the launcher of sweeps known; safe to call more than once."""
+    """Make the resolvers and the launcher of sweeps known to Hydra; safe to call more than once."""
     from ncvc.sweep_launcher import register_launcher
 
     register_launcher()

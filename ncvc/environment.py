@@ -75,8 +75,8 @@ def require_free_port(devices: int) -> None:
             probe.bind(("", int(port)))
         except OSError as error:
             raise ValueError(
-                f"MASTER_PORT={port} is in use on this machine ({error.strerror}), so the ranks cannot meet there; unset "
-                "it (a free port is found then), or set another."
+                f"MASTER_PORT={port} is in use on this machine ({error.strerror}), so the ranks cannot meet there; "
+                "unset it (a free port is found then), or set another."
             ) from error
 
 

@@ -7,6 +7,7 @@ on with or left alone, never overwritten.
 """
 
 import contextlib
+import copy
 import json
 import time
 from collections.abc import Iterator
@@ -63,6 +64,8 @@ def open_run(folder: Path, config: DictConfig) -> Iterator[None]:
 
 def as_replay(config: DictConfig) -> DictConfig:
     """The run's configuration cut down to going through step ``replay`` once: nothing is saved, logged or scored."""
+    config = copy.deepcopy(config)
+    OmegaConf.resolve(config)  # what follows from the run's length, as its schedule, keeps the run's own
     with open_dict(config):
         checkpoints = (config.callbacks or {}).get("checkpoints")
         if checkpoints is None:
@@ -75,7 +78,7 @@ def as_replay(config: DictConfig) -> DictConfig:
         config.logger = None
         if config.replay > config.trainer.max_steps:
             raise ValueError(f"replay={config.replay}: the run has only {config.trainer.max_steps} steps.")
-        config.trainer.max_steps = config.replay  # the schedule keeps the run's own total
+        config.trainer.max_steps = config.replay
         config.trainer.val_check_interval = (config.replay + 1) * config.trainer.accumulate_grad_batches
         config.trainer.num_sanity_val_steps = config.trainer.limit_val_batches = 0
     return config
@@ -84,8 +87,8 @@ def as_replay(config: DictConfig) -> DictConfig:
 def start_run(config: DictConfig, *, data: Any, parameters: int, callbacks: list[Any]) -> StartedRun:
     """Decide where to start, check the disk, and record configuration, environment and data before the first step.
 
-    Every rank calls it; only the first one looks at checkpoints and writes. ``callbacks`` that keep checkpoints are told
-    which run this is.
+    Every rank calls it; only the first one looks at checkpoints and writes. ``callbacks`` that keep checkpoints are
+    told which run this is.
     """
     folder = Path(config.paths.run)
     state = StartedRun(

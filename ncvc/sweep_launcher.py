@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import shlex
 import sys
 import threading
@@ -171,7 +172,7 @@ class IsolatedLauncher(Launcher):
             return [future.result() for future in futures]
 
 
-def run_as_own_program(hydra: DictConfig) -> float | None:
+def run_as_own_program(hydra: Any) -> float | None:
     """Run the job that another launcher started in this process as a program of its own, and wait for it.
 
     ``hydra`` is the job's Hydra configuration. Returns held-out bits per character, for sweepers that search. Raises
@@ -230,9 +231,9 @@ def _run_program(job: SweepJob, *, environment: dict[str, str], flags: Sequence[
 
 
 def quoted(path: Path) -> str:
-    """A path as one value of Hydra's override grammar, whatever characters it has."""
-    text = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"
+    """A path as one value of Hydra's override grammar, in which a backslash escapes only before a quote."""
+    escaped = re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), str(path))
+    return f"'{escaped}'"
 
 
 def _flags(hydra: DictConfig) -> list[str]:

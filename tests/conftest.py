@@ -96,7 +96,7 @@ def program(source: Path, *overrides: str) -> list[str]:
 
 
 def program_environment(home: Path) -> dict[str, str]:
-    """Environment of a tiny run: one thread, everything made at run time under ``home``, no leftovers of Lightning's."""
+    """Environment of a tiny run: one thread, everything made under ``home``, no leftovers of Lightning's."""
     ranks = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     kept = {name: value for name, value in os.environ.items() if name not in ranks}
     return {**kept, "NCVC_HOME": str(home), "OMP_NUM_THREADS": "1"}

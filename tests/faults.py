@@ -1,4 +1,4 @@
-"""Faults to inject into real runs, as callbacks that a configuration can name: ``+callbacks.fault._target_=faults...``."""
+"""Faults to inject into real runs, as callbacks that a command line can add: ``+callbacks.fault._target_=...``."""
 
 import os
 import signal

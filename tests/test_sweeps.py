@@ -220,7 +220,11 @@ def test_a_sweep_is_gone_on_with_by_the_same_command_only(tmp_path):
         take_up_sweep(tmp_path, jobs, whole=True)
 
 
-@given(st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\0/$"), min_size=1))
+@given(
+    st.text(
+        st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/$") | st.sampled_from("\\'"), min_size=1
+    )
+)
 def test_any_folder_name_passes_hydras_grammar_unchanged(name):
     override = OverridesParser.create().parse_override(f"hydra.run.dir={quoted(Path('/sweeps') / name)}")
     assert override.value() == str(Path("/sweeps") / name)
@@ -325,6 +329,28 @@ def test_a_stopped_rank_ends_its_job_within_seconds_and_the_sweep_goes_on(tmp_pa
     assert read_job(sweep / "1")["status"] == "finished"
     assert "1 of 2 jobs finished" in output
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_ended_saves_its_job_and_goes_on_from_there(tmp_path):
+    source, sweep = write_source(tmp_path / "source.jsonl"), tmp_path / "sweep"
+    overrides = ["trainer.max_steps=150", "validate_every=150", "seed=0,1", f"hydra.sweep.dir={sweep}", "--multirun"]
+    command, environment = program(source, *overrides), program_environment(tmp_path / "home")
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY, env=environment)
+    while not list(sweep.glob("0/checkpoints/step=*")):
+        assert running.poll() is None
+        time.sleep(0.1)
+    running.terminate()
+    output, _ = running.communicate(timeout=100)
+    assert running.returncode == 128 + signal.SIGTERM
+    assert "0 of 2 jobs finished" in output and "job 1 (seed=1) not started" in output
+    assert read_job(sweep / "0")["status"] == "stopped"
+    saved = int(re.findall(r"step (\d+) is saved", (sweep / "0" / "output.txt").read_text())[-1])
+    again = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY, env=environment)
+    assert again.returncode == 0, again.stdout + again.stderr
+    starts = [json.loads(line)["step"] for line in (sweep / "0" / "attempts.jsonl").read_text().splitlines()]
+    assert starts == [0, saved]
+    assert len((sweep / "0" / "samples.jsonl").read_text().splitlines()) == 150
 
 
 @pytest.mark.slow
