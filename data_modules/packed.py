@@ -139,7 +139,8 @@ class PackedDataModule(lightning.LightningDataModule):
             f"data.text.{source.name}": windows.content_fingerprint
             for source, windows in zip(self.sources, self.windows, strict=True)
         }
-        return {**texts, "tokenizer": self.tokenizer.fingerprint}
+        weights = {f"data.weight.{source.name}": source.weight for source in self.sources}
+        return {**texts, **weights, "tokenizer": self.tokenizer.fingerprint}
 
     @property
     def fingerprint(self) -> str:

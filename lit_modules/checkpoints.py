@@ -77,7 +77,8 @@ class RunCheckpoints(EveryStep):
         self.saver, self.host = BackgroundSaver(), HostCopy()
         self.run: RunState | None = None
         self.saved_step: int | None = None
-        self.stalled = 0.0  # seconds that training waited for saving
+        # seconds: training stopped for the copies, waited for the save before, and the thread wrote
+        self.saving = {"saves": 0, "stopped_seconds": 0.0, "waited_seconds": 0.0, "writing_seconds": 0.0}
         self.last_stop_seen = -1
 
     def connect_run(self, run: RunState) -> None:
@@ -131,7 +132,7 @@ class RunCheckpoints(EveryStep):
             ranges = [*state["skip"], *[rewind["skip"] for rewind in rewinds]]
             trainer.datamodule.skip_samples(merged_ranges([*ranges, *trainer.datamodule.skip]))
             for callback in trainer.callbacks:
-                saved = state["callbacks"].get(type(callback).__name__)
+                saved = state["callbacks"].get(callback.state_key)
                 if saved and not (in_batch_end_hook and isinstance(callback, StepRecords)):
                     callback.load_state_dict(saved)
             found = probe(module.network, context=trainer.precision_plugin.forward_context())
@@ -178,7 +179,7 @@ class RunCheckpoints(EveryStep):
                 callback.flush(trainer, module)
         trainer.datamodule.check_unchanged()
         with long_phase(trainer, "saving"):
-            self.saver.wait()
+            waited = self.saver.wait()
             if trainer.is_global_zero:
                 require_free_space(
                     self.directory,
@@ -192,6 +193,7 @@ class RunCheckpoints(EveryStep):
         )
 
         def write() -> None:
+            begun = time.monotonic()
             writer.write_shard(lambda path: write_shard(path, slices))
             if trainer.is_global_zero:
                 writer.complete(state, extra_directories={"tokenizer": trainer.datamodule.prepared.tokenizer})
@@ -201,17 +203,22 @@ class RunCheckpoints(EveryStep):
                     archive_every=self.archive_every,
                     keep={trainer.max_steps, 0} if module.guard.settings.level == "rewind" else {trainer.max_steps},
                 )
+            self.saving["writing_seconds"] += time.monotonic() - begun
 
         self.saver.submit(write)
         if not self.background:
             self.saver.wait()
         self.saved_step = step
-        self.stalled += time.monotonic() - started
+        self.saving["saves"] += 1
+        self.saving["waited_seconds"] += waited
+        self.saving["stopped_seconds"] += time.monotonic() - started - waited
 
     def _state(self, trainer: lightning.Trainer, module: CausalLM) -> dict[str, Any]:
         assert self.run is not None
         step = trainer.global_step
-        states = {type(callback).__name__: callback.state_dict() for callback in trainer.callbacks}
+        states = {callback.state_key: callback.state_dict() for callback in trainer.callbacks}
+        for name, state in states.items():
+            _require_plain(name, state)
         return {
             "step": step,
             "samples_seen": step * trainer.datamodule.batch_size,
@@ -274,7 +281,7 @@ class RunCheckpoints(EveryStep):
         data, size = trainer.datamodule, trainer.datamodule.batch_size
         end_step = max(to_step + settings.skip_steps, spiked[-1])
         numbers: list[Any] = [data.order.sample_numbers(place, 1)[0] for place in (to_step * size, end_step * size - 1)]
-        record = {
+        record: dict[str, Any] = {
             "at_step": trainer.global_step,
             "first_spike": first,
             "to_step": to_step,
@@ -295,3 +302,14 @@ class RunCheckpoints(EveryStep):
             if isinstance(callback, EveryStep):
                 callback.rewound(step=to_step, keep_spikes_from=first)
         return True
+
+
+def _require_plain(callback: str, state: Any) -> None:
+    """``ValueError`` for a callback whose state is not plain JSON: checkpoints hold nothing that needs unpickling."""
+    try:
+        json.dumps(state)
+    except TypeError as error:
+        raise ValueError(
+            f"the state of the callback {callback} cannot be saved ({error}): a checkpoint holds numbers, text, lists "
+            "and mappings of them. Return such from its state_dict, or set callbacks.checkpoints=null."
+        ) from error

@@ -18,6 +18,7 @@ from lit_modules.callbacks import EveryStep, add_text
 from lit_modules.causal_lm import CausalLM
 from lit_modules.guard import StepFigures
 from ncvc.model.stability import spike_score
+from ncvc.resuming import RunStopped
 
 
 def _kept_lines(path: Path, *, last_step: int) -> list[str]:
@@ -45,6 +46,7 @@ class StepRecords(EveryStep):
         self.recent: deque[bool] = deque(maxlen=score_window)
         self.summary: dict[str, Any] = {"spikes": 0, "first_spike": None, "skipped": 0, "largest_gradient_norm": 0.0}
         self.seen = -1
+        self.left_out_in_a_row = 0
         self._samples: Any = None
 
     def on_train_start(self, trainer: lightning.Trainer, module: CausalLM) -> None:
@@ -80,6 +82,7 @@ class StepRecords(EveryStep):
 
     def _record(self, figures: StepFigures, trainer: lightning.Trainer) -> None:
         self.recent.append(figures.spiked)
+        self._stop_if_stuck(figures, trainer)
         if math.isfinite(figures.gradient_norm):
             self.summary["largest_gradient_norm"] = max(self.summary["largest_gradient_norm"], figures.gradient_norm)
         self.summary["skipped"] += figures.skipped
@@ -102,6 +105,23 @@ class StepRecords(EveryStep):
             trainer.logger.log_metrics({**known, "stability/spike_score": spike_score(self.recent)}, step=figures.step)
         if figures.spiked:
             self._record_spike(figures, line, trainer)
+
+    def _stop_if_stuck(self, figures: StepFigures, trainer: lightning.Trainer) -> None:
+        """End a run whose every update is left out: it would go on for ever without learning anything."""
+        self.left_out_in_a_row = self.left_out_in_a_row + 1 if figures.skipped else 0
+        limit = 2 * trainer.lightning_module.guard.settings.restart_after
+        if self.left_out_in_a_row >= limit:
+            why = (
+                "loss or gradient are not finite"
+                if figures.non_finite
+                else f"loss {figures.loss:.3f} counts as a spike"
+            )
+            raise RunStopped(
+                f"the updates of {limit} steps in a row were left out ({why}), so the weights stand still since step "
+                f"{figures.step - limit}. Set a lower optimizer.learning_rate or another model/init and start anew, or "
+                "stability.loss_margin higher (stability=record leaves out only what is not finite).",
+                exit_code=1,
+            )
 
     def _record_spike(self, figures: StepFigures, line: dict[str, Any], trainer: lightning.Trainer) -> None:
         record = {

@@ -133,7 +133,7 @@ def plan(config: ModelConfig, *, run: dict[str, Any], gpu: str, utilization: flo
         "flops_per_token_causal": flops.causal,
         "flops_per_token_full": flops.full,
         "memory_bytes": {**asdict(memory), "total": memory.total},
-        "checkpoint_bytes": (14 if run["zero_stage"] >= 1 and run["bf16"] else 12) * config.num_parameters,
+        "checkpoint_bytes": 12 * config.num_parameters,  # fp32 weights and two moments, whatever the strategy
         "gpu": gpu,
         "peak_tflops": peak,
         "utilization": utilization,

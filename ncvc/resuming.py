@@ -23,7 +23,7 @@ from ncvc.storage import write_json
 _COMPARED = ("seed", "model", "optimizer", "schedule", "stability", "data", "trainer")
 _DATA = {"batch_size", "context_length", "packing", "mask_documents", "skip"}
 _TRAINER = {"max_steps", "precision", "gradient_clip_val", "gradient_clip_algorithm"}
-_BESIDE = ("_target_", "_partial_", "attention_backend")
+_BESIDE = ("_partial_", "attention_backend")
 _LAYOUT = ("trainer.devices", "trainer.num_nodes", "trainer.strategy", "data.micro_batch_size")
 
 

@@ -201,6 +201,7 @@ def finish_run(config: DictConfig, *, trainer: Any, module: Any, data: Any, stat
         "unigram_bits_per_character": data.unigram_bits_per_character(),
         "stability": None if records is None else records.result(),
         "samples": _of_callbacks(trainer, "texts") or {},
+        "saving": _of_callbacks(trainer, "saving"),
         "seconds": round(time.monotonic() - state.started, 3),
         "started_from_step": state.step,
         "model_directory": str(folder / "model"),

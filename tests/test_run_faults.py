@@ -16,6 +16,7 @@ from conftest import REPOSITORY, program, program_environment, run_program, writ
 
 from ncvc.checkpoints import find_checkpoints, newest_complete
 from ncvc.model.training_state import StateReader
+from ncvc.resuming import RunStopped
 from ncvc.train import train
 
 ALTER, AT_STEP = "+callbacks.fault._target_=faults.AlterLoss", "+callbacks.fault._target_=faults.AtStep"
@@ -148,6 +149,12 @@ def test_rewinding_ends_with_a_message_when_the_data_are_not_the_cause(tiny_run)
     fault = [ALTER, f"+callbacks.fault.steps={list(range(20, 24))}", "+callbacks.fault.gradient_factor=1e3"]
     with pytest.raises(Exception, match=r"after 2 rewinds \(stability\.max_rewinds=2\).*optimizer\.learning_rate"):
         train(tiny_run(*REWIND, *fault, "stability.max_rewinds=2"))
+
+
+def test_a_run_whose_every_update_is_left_out_ends_and_says_why(tiny_run):
+    fault = [ALTER, f"+callbacks.fault.steps={list(range(3, 40))}", "+callbacks.fault.loss_factor=nan"]
+    with pytest.raises(RunStopped, match=r"10 steps in a row were left out \(loss or gradient are not finite\)"):
+        train(tiny_run(*fault, "stability.restart_after=5", "trainer.max_steps=40"))
 
 
 # ---- ranks and signals ---------------------------------------------------------------------------------------------
