@@ -71,7 +71,7 @@ class StepRecords(EveryStep):
     def on_step(self, trainer: lightning.Trainer, module: CausalLM) -> None:
         for figures in module.guard.since(self.seen):
             self.seen = figures.step
-            self._record(figures, trainer)
+            self._record(figures, trainer, module)
 
     def flush(self, trainer: lightning.Trainer, module: CausalLM) -> None:
         """Write everything up to the current step (before a checkpoint says that it happened)."""
@@ -80,9 +80,9 @@ class StepRecords(EveryStep):
         if self._samples is not None:
             self._samples.flush()
 
-    def _record(self, figures: StepFigures, trainer: lightning.Trainer) -> None:
+    def _record(self, figures: StepFigures, trainer: lightning.Trainer, module: CausalLM) -> None:
         self.recent.append(figures.spiked)
-        self._stop_if_stuck(figures, trainer)
+        self._stop_if_stuck(figures, module)
         if math.isfinite(figures.gradient_norm):
             self.summary["largest_gradient_norm"] = max(self.summary["largest_gradient_norm"], figures.gradient_norm)
         self.summary["skipped"] += figures.skipped
@@ -106,10 +106,10 @@ class StepRecords(EveryStep):
         if figures.spiked:
             self._record_spike(figures, line, trainer)
 
-    def _stop_if_stuck(self, figures: StepFigures, trainer: lightning.Trainer) -> None:
+    def _stop_if_stuck(self, figures: StepFigures, module: CausalLM) -> None:
         """End a run whose every update is left out: it would go on for ever without learning anything."""
         self.left_out_in_a_row = self.left_out_in_a_row + 1 if figures.skipped else 0
-        limit = 2 * trainer.lightning_module.guard.settings.restart_after
+        limit = 2 * module.guard.settings.restart_after
         if self.left_out_in_a_row >= limit:
             why = (
                 "loss or gradient are not finite"
