@@ -127,9 +127,9 @@ def test_a_jump_of_one_and_a_half_nats_is_found_where_a_window_of_raw_values_mis
 def test_before_the_window_decides_a_jump_above_the_lowest_loss_is_found_in_the_steepest_fall(step):
     losses, norms = clean_run(60, seed=0, warmup=20)
     lowest = losses[: step - 1].min()
-    losses[step - 1] = lowest + 2.01
+    losses[step - 1] = lowest + 1.01
     assert spiked_steps(judge(detector(vocab_size=10**6), losses, norms)) == [step]
-    losses[step - 1] = lowest + 1.99
+    losses[step - 1] = lowest + 0.99
     assert spiked_steps(judge(detector(vocab_size=10**6), losses, norms)) == []
 
 
