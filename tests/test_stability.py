@@ -219,7 +219,7 @@ class PlainDetector:
         past = [[value for value, _ in history] for history in self.history]
         spiked = loss > math.log(VOCABULARY) + 1 or any(score > 6 for score in scores)
         if 0 < len(past[0]) < self.minimum_history:
-            spiked |= loss > min(past[0]) + 2 or values[1] > statistics.median(past[1]) + math.log(30)
+            spiked |= loss > min(past[0]) + 1 or values[1] > statistics.median(past[1]) + math.log(30)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return (*scores, True)
         self.streak = self.streak + 1 if spiked else 0
