@@ -62,7 +62,7 @@ class AlterLoss(Callback):
 
 
 class AtStep(Callback):
-    """Does ``what`` on ``rank`` before the update of ``step``: kill, stop, hang, raise, terminate, or jump_clock."""
+    """Does ``what`` on ``rank`` before the update of ``step``: kill, stop, hang, raise, terminate, interrupt, ..."""
 
     def __init__(self, *, what: str, step: int, rank: int = 0, path: str | None = None) -> None:
         self.what, self.step, self.rank, self.path = what, step, rank, path
@@ -78,8 +78,8 @@ class AtStep(Callback):
             time.sleep(3600)
         elif self.what == "raise":
             raise RuntimeError("a fault of the test")
-        elif self.what == "terminate":
-            os.kill(os.getpid(), signal.SIGTERM)
+        elif self.what in ("terminate", "interrupt"):
+            os.kill(os.getpid(), signal.SIGTERM if self.what == "terminate" else signal.SIGINT)
         elif self.what == "jump_clock":
             real = time.time
             time.time = lambda: real() - 86_400.0

@@ -9,7 +9,7 @@ import torch
 from conftest import SENTENCES, write_source
 from hydra.utils import instantiate
 
-from data_modules.packed import HeldOutLoader, StepLoader
+from data_modules.packed import HeldOutLoader, StepLoader, rows_checksum
 
 
 @pytest.fixture
@@ -153,3 +153,39 @@ def test_text_survives_the_way_to_tokens_and_back(packed):
     text = data.tokenizer.decode(file.tokens_array[: int(file.document_starts[1])].tolist())
     assert any(sentence.replace("mmHg", "mmHg") in text for sentence in SENTENCES)
     assert "\n" in text
+
+
+def test_token_ids_outside_the_vocabulary_are_told_with_the_step_before_they_reach_the_network(packed):
+    data = packed()
+    data.micro_batch(2, 0, rank=0, world_size=1)
+    path = data.windows[0].token_file.directory / "tokens.bin"
+    with path.open("r+b") as handle:  # damaged in place, while the run has it mapped
+        handle.write(b"\xff\xff" * (path.stat().st_size // 2))
+    with pytest.raises(ValueError, match=r"the batch of step 3 holds token id 65535.*tokenizer has only 1024 ids"):
+        data.micro_batch(2, 0, rank=0, world_size=1)
+
+
+def test_the_checksum_follows_rows_and_places_and_not_how_the_batch_is_cut(packed):
+    whole = packed().micro_batch(1, 0, rank=0, world_size=1)["checksum"]
+    cut = packed("data.micro_batch_size=1")
+    parts = [cut.micro_batch(1, micro, rank=rank, world_size=2)["checksum"] for micro in (0, 1) for rank in (0, 1)]
+    assert sum(parts) == whole
+    assert len({whole, *(cut.micro_batch(step, 0, rank=0, world_size=1)["checksum"] for step in range(4))}) == 5
+    rows = np.arange(12).reshape(2, 6)
+    assert rows_checksum(rows, first=0) != rows_checksum(rows[::-1], first=0)
+    assert rows_checksum(rows, first=0) != rows_checksum(rows, first=1)
+    assert 0 < rows_checksum(rows, first=0) < 2 * 2**40
+
+
+def test_samples_and_documents_of_a_step_are_those_of_its_rows(packed):
+    data = packed()
+    assert data.samples_of(2) == [(8, 12)]
+    data.skip_samples([(9, 20)])
+    assert data.samples_of(2) == [(8, 9), (20, 23)]
+    file = data.windows[0].token_file
+    starts = [*file.document_starts.tolist(), file.tokens]
+    for row in data.documents_of(2):
+        first = row["window"] * data.context_length
+        tokens = range(first, first + data.context_length + 1)
+        held = [n for n, (a, b) in enumerate(pairwise(starts)) if a < tokens.stop and b > tokens.start]
+        assert row["documents"] == [held[0], held[-1] + 1]

@@ -197,12 +197,16 @@ def test_a_lost_rank_ends_the_run_within_seconds_and_leaves_its_checkpoints(tmp_
     assert chosen is not None and chosen.step in (4, 6)
 
 
-@pytest.mark.parametrize(("trainer", "rank"), [("cpu", 0), ("ddp_cpu", 1), ("zero2_cpu", 0)])
-def test_sigterm_on_any_rank_saves_and_ends_all_in_order(tmp_path, source, trainer, rank):
-    settings = ["+callbacks.fault.what=terminate", "+callbacks.fault.step=7", f"+callbacks.fault.rank={rank}"]
+@pytest.mark.parametrize(
+    ("trainer", "rank", "what"),
+    [("cpu", 0, "interrupt"), ("ddp_cpu", 1, "terminate"), ("zero2_cpu", 0, "terminate")],
+)
+def test_a_signal_on_any_rank_saves_and_ends_all_in_order(tmp_path, source, trainer, rank, what):
+    number = signal.SIGTERM if what == "terminate" else signal.SIGINT
+    settings = [f"+callbacks.fault.what={what}", "+callbacks.fault.step=7", f"+callbacks.fault.rank={rank}"]
     done, _ = run_with_fault(tmp_path, source, *settings, trainer=trainer)
-    assert done.returncode == 128 + signal.SIGTERM, done.stderr[-3000:]
-    assert "SIGTERM received: step 7 is saved" in done.stderr
+    assert done.returncode == 128 + number, done.stderr[-3000:]
+    assert f"{number.name} received: step 7 is saved" in done.stderr
     assert "Traceback" not in done.stderr
     chosen, passed_over = newest_complete(tmp_path / "run" / "checkpoints")
     assert chosen is not None and (chosen.step, passed_over) == (7, [])
