@@ -28,7 +28,6 @@ from ncvc.checkpoints import (
     newest_complete,
     prune,
 )
-from ncvc.environment import environment_record
 from ncvc.model.probe import compare_probes, probe
 from ncvc.model.stability import rewind_wanted
 from ncvc.model.training_state import HostCopy, StateReader, write_shard
@@ -89,7 +88,6 @@ class RunCheckpoints(EveryStep):
 
     def on_fit_start(self, trainer: lightning.Trainer, module: CausalLM) -> None:
         assert self.run is not None  # connect_run came before
-        self.environment = environment_record()  # once: it asks git
         strategy = trainer.strategy
         chosen = None if self.run.checkpoint is None else str(self.run.checkpoint)
         chosen, self.token = strategy.broadcast((chosen, uuid.uuid4().hex[:12]))
@@ -235,7 +233,7 @@ class RunCheckpoints(EveryStep):
             "held_out": {name: value for name, value in module.held_out.items() if math.isfinite(value)},
             "tokens_seen": step * module.tokens_per_step,
             "data_fingerprint": trainer.datamodule.fingerprint,
-            "environment": self.environment,
+            "environment": self.run.environment,
         }
 
     def on_train_end(self, trainer: lightning.Trainer, module: CausalLM) -> None:

@@ -48,7 +48,7 @@ class RunStopped(Exception):
 class RunState:
     """What the checkpoint callback needs to know of the run: its folder, identity, and where to take it up.
 
-    ``checkpoint`` is None for a fresh start. ``at_most`` bounds the steps of the checkpoints that may be used (replay).
+    ``checkpoint`` is None for a fresh start; ``environment`` is recorded in checkpoints (first rank; empty on others).
     """
 
     folder: Path
@@ -57,6 +57,7 @@ class RunState:
     allowed: list[str] = field(default_factory=list)
     checkpoint: Path | None = None
     notes: list[str] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
 
 
 def run_identity(config: DictConfig, data: Mapping[str, Any]) -> dict[str, Any]:

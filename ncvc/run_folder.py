@@ -99,6 +99,7 @@ def start_run(config: DictConfig, *, data: Any, parameters: int, callbacks: list
         started=time.monotonic(),
     )
     if is_first_rank():
+        state.environment = environment_record()
         _choose_checkpoint(config, state)
         if config.replay is None:
             _require_disk(config, parameters=parameters)
@@ -153,7 +154,7 @@ def _require_disk(config: DictConfig, *, parameters: int) -> None:
 
 
 def _record_start(config: DictConfig, state: StartedRun, *, data: Any) -> None:
-    folder, environment = state.folder, environment_record()
+    folder, environment = state.folder, state.environment
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
     write_json(folder / "environment.json", environment)
