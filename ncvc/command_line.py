@@ -35,6 +35,7 @@ def problems_of_command_line(arguments: list[str], *, config_name: str) -> list[
 
     Sweeps (``a=1,2`` with ``--multirun``) are checked at each value in turn. Help and info requests are left to Hydra.
     """
+    register_with_hydra()
     parsed = get_args_parser().parse_args(arguments)
     if parsed.help or parsed.hydra_help or parsed.info or parsed.shell_completion:
         return []

@@ -6,18 +6,18 @@ what it names, and the figures against each other. Costs the imports that traini
 """
 
 import contextlib
-import difflib
 import importlib
 import inspect
-import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from ncvc.settings import fits, hints_of, suggestion, words
 
 CONF_DIRECTORY = Path(__file__).resolve().parent.parent / "conf"
 _NOT_SETTINGS = {"segmented", "cleaner", "analyzer", "progress", "return"}  # of Tokenizer.train: objects, not settings
@@ -110,17 +110,11 @@ def _root_problems(config: DictConfig) -> Iterator[str]:
         if OmegaConf.is_missing(config, key):
             yield f"{key}: a value is needed and none is set; set {key}=..."
         elif key not in known:
-            yield f"{key}: no such key at the root of the configuration{_suggestion(str(key), known)}"
+            yield f"{key}: no such key at the root of the configuration{suggestion(str(key), known)}"
         elif not OmegaConf.is_interpolation(config, key):
             value = _plain(config, str(key))
-            if not _fits(value, known[key]):
-                yield f"{key}={value!r}: must be {_words(known[key])}."
-
-
-def _suggestion(key: str, known: typing.Iterable[str]) -> str:
-    names = sorted(known)
-    close = difflib.get_close_matches(key, names, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(names)}."
+            if not fits(value, known[key]):
+                yield f"{key}={value!r}: must be {words(known[key])}."
 
 
 def _nodes(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
@@ -157,16 +151,16 @@ def _node_problems(path: str, node: DictConfig) -> list[str]:
     parameters = inspect.signature(target).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return found
-    hints = _hints(target)
+    hints = hints_of(target)
     for key, value in values.items():
         if key in _HYDRA_KEYS:
             continue
         if key not in parameters:
-            found.append(f"{path}.{key}: {values['_target_']} has no such setting{_suggestion(key, parameters)}")
+            found.append(f"{path}.{key}: {values['_target_']} has no such setting{suggestion(key, parameters)}")
         elif OmegaConf.is_interpolation(node, key):
             continue  # told where the value is set
-        elif key in hints and not isinstance(value, DictConfig) and not _fits(_unwrapped(value), hints[key]):
-            found.append(f"{path}.{key}={_unwrapped(value)!r}: must be {_words(hints[key])}.")
+        elif key in hints and not isinstance(value, DictConfig) and not fits(_unwrapped(value), hints[key]):
+            found.append(f"{path}.{key}={_unwrapped(value)!r}: must be {words(hints[key])}.")
     if not values.get("_partial_"):
         given = set(values) | {str(key) for key in node}
         for name, parameter in parameters.items():
@@ -186,64 +180,17 @@ def _unwrapped(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
 
 
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    """Type hints of our own constructors; foreign ones are too loose or too clever to hold a value against."""
-    if not getattr(target, "__module__", "").startswith(("ncvc", "data_modules", "lit_modules")):
-        return {}
-    return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether ``value`` may stand where ``hint`` is asked; what the hint leaves open is accepted."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    if origin is typing.Literal:
-        return value in arguments
-    if hint is type(None):
-        return value is None
-    if hint in (int, float, bool, str):
-        exact = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}[hint]
-        return isinstance(value, exact) and (hint is bool or not isinstance(value, bool))
-    if hint is Path:
-        return isinstance(value, str | Path)
-    if (origin or hint) in (list, tuple):
-        wanted = [argument for argument in arguments if argument is not Ellipsis]
-        items_fit = isinstance(value, list | tuple) and (
-            not wanted or all(_fits(item, wanted[min(place, len(wanted) - 1)]) for place, item in enumerate(value))
-        )
-        fixed = (origin or hint) is tuple and arguments and Ellipsis not in arguments
-        return items_fit and (not fixed or len(value) == len(arguments))
-    if (origin or hint) in (dict, Mapping):
-        return isinstance(value, Mapping)
-    return True
-
-
-def _words(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_words(argument) for argument in arguments)
-    if origin is typing.Literal:
-        return "one of " + ", ".join(repr(argument) for argument in arguments)
-    if (origin or hint) in (list, tuple):
-        return "a list" if not arguments else f"a list of {_words(arguments[0]).removeprefix('a ')}s"
-    if (origin or hint) is dict:
-        return "a group of settings"
-    return "null" if hint is type(None) else names.get(hint, str(hint))
-
-
 def _groups_without_target(config: DictConfig) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Settings that are handed on as plain groups, with the names and types of what takes them."""
     from ncvc.morphology import build_analyzer
     from ncvc.preparation import Source
     from ncvc.tokenizer import Tokenizer
 
-    trained = {name: hint for name, hint in _hints(Tokenizer.train).items() if name not in _NOT_SETTINGS}
+    trained = {name: hint for name, hint in hints_of(Tokenizer.train).items() if name not in _NOT_SETTINGS}
     takers: dict[str, dict[str, Any]] = {
         "paths": {"home": str, "run": str},
         "tokenizer": {**trained, "directory": str | None, "sample_megabytes": float},
-        "analyzer": _hints(build_analyzer),
+        "analyzer": hints_of(build_analyzer),
         "bench": {"command": str, "gpu": str, "utilization": float, "json": bool},
     }
     source = {name: hint for name, hint in typing.get_type_hints(Source).items() if name != "name"}
@@ -264,11 +211,11 @@ def _values_problems(path: str, node: Any, hints: Mapping[str, Any]) -> list[str
     found = []
     for key in map(str, node):
         if key not in hints:
-            found.append(f"{path}.{key}: no such setting{_suggestion(key, set(hints) - {'return'})}")
+            found.append(f"{path}.{key}: no such setting{suggestion(key, set(hints) - {'return'})}")
         elif not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
             value = _unwrapped(node[key])
-            if not _fits(value, hints[key]):
-                found.append(f"{path}.{key}={value!r}: must be {_words(hints[key])}.")
+            if not fits(value, hints[key]):
+                found.append(f"{path}.{key}={value!r}: must be {words(hints[key])}.")
     if "path" in hints and "path" not in node:
         found.append(f"{path}.path: needed and not set; name a file or folder of text.")
     return found
@@ -280,8 +227,8 @@ def _cross_problems(config: DictConfig) -> list[str]:
 
     found = []
     model = {key: value for key, value in _readable(config, "model").items() if key not in _HYDRA_KEYS}
-    hints = _hints(ModelConfig)
-    if set(hints) - {"return"} == set(model) and all(_fits(value, hints[key]) for key, value in model.items()):
+    hints = hints_of(ModelConfig)
+    if set(hints) - {"return"} == set(model) and all(fits(value, hints[key]) for key, value in model.items()):
         found += ModelConfig.problems(model)
     found += _stability_problems(config)
     replay = config.get("replay")
@@ -317,8 +264,8 @@ def _stability_problems(config: DictConfig) -> list[str]:
     from ncvc.model.stability import StabilitySettings
 
     values = {key: value for key, value in _readable(config, "stability").items() if key not in _HYDRA_KEYS}
-    hints = _hints(StabilitySettings)
-    if set(hints) - {"return"} != set(values) or not all(_fits(value, hints[key]) for key, value in values.items()):
+    hints = hints_of(StabilitySettings)
+    if set(hints) - {"return"} != set(values) or not all(fits(value, hints[key]) for key, value in values.items()):
         return []  # told by name already
     return StabilitySettings.problems(values)
 
