@@ -1,216 +1,171 @@
-"""Documents out of files: .txt, .txt.gz, .jsonl, .jsonl.gz, .jsonl.zst, .parquet; one file or a folder.
+"""Documents out of files: text, JSON lines, csv, parquet, Hugging Face datasets, web pages and archives.
 
 What a document is: a .txt file is one document, or, from 150 kB on (about 50,000 characters), several: it is cut at
-line ends into parts of that size, so that a corpus in one file can be held out in part and memory stays flat. A line
-of a .jsonl file is one JSON object with the text in `text_field`; a row of a .parquet file likewise. Everything is
-UTF-8. The id is the row's `id` field if it is a string or a whole number, else "relative/path:row" (rows count from 1);
-a .txt file's id is its relative path, a part's "relative/path#part".
+line ends into parts of that size (a line above 1 MiB inside the line, after 。 if there is one), so that a corpus in
+one file can be held out in part and memory stays flat. A line of a .jsonl file is one JSON object, a row of a .csv,
+.tsv, .parquet or .arrow file likewise; the layout says what its fields mean (see `layouts`). An .html file is one
+page, a .warc file one per HTML response. Everything but pages is UTF-8; .gz and .zst are unpacked, twice if need be.
 
-Order: files by relative path in code-point order, rows in file order; the same bytes always give the same
-documents. Hidden files and folders (a name that begins with a dot) are skipped; a folder reached twice
-through links is read once.
+Names: the id is the row's `id` field if it is a string or a whole number (a WARC record's address), else
+"relative/path:row" (rows count from 1); a file's id is its relative path, a part's "relative/path#part". Ids that
+occur twice stay as they are; `metadata` has "file" and "row" (of a part: its first line).
+Order: files by relative path in code-point order, rows in file order; the same bytes always give the same documents.
 
 Bad input: a row that cannot be used (see `REASONS`) is handed to `on_problem` with its file and row, and the
 rest goes on. A truncated or damaged compressed file keeps every whole row before the damage. A source with
 nothing to read is an error.
 
-Cost: one block of 256 KiB, its decompressed rows and one document in memory (a row, or a line, is held whole).
-zstandard and pyarrow (extra `corpus`) are imported only when the source holds such a file, and then before any work is
-done.
-Does not: guess encodings, clean, deduplicate, or read csv, json arrays and archives.
+Cost: one block, its unpacked rows and one document in memory; a row above 32 MiB is left out, so that memory stays
+below 1 GiB. Optional packages (extra `corpus`) are imported only when the source holds such a file, and then before
+any work is done.
+Does not: guess the encoding of text files, clean, repair, deduplicate, or read json arrays and archives.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
-import os
-import zlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from tqdm import tqdm
-
+from ncvc.corpus.compressed import LongLine, lines, stored_blocks, unpacked_blocks
 from ncvc.corpus.documents import Document
+from ncvc.corpus.layouts import LAYOUTS, HtmlLayout, Layout, build_layout, usable_id
+from ncvc.corpus.problems import (
+    BROKEN_JSON,
+    DAMAGED_FILE,
+    LONGEST_ROW_BYTES,
+    NUL_CHARACTERS,
+    REASONS,
+    ROW_TOO_LONG,
+    UNKNOWN_KIND,
+    UNREADABLE_FILE,
+    WRONG_LAYOUT,
+    BadFileError,
+    BadRowError,
+    ReadProblem,
+    check_text,
+    decode_utf8,
+)
+from ncvc.corpus.sources import (
+    ARCHIVE_KINDS,
+    KINDS,
+    PAGE_KINDS,
+    TABLE_KINDS,
+    SourceFile,
+    find_source_files,
+    kind_of,
+    source_fingerprint,
+)
+from ncvc.corpus.tables import Row, arrow_rows, csv_rows, parquet_rows
+from ncvc.corpus.web_archives import read_responses
+from ncvc.corpus.web_pages import LONGEST_PAGE_BYTES
 
-KINDS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-"""The kinds of file that are read, by the end of their name (upper and lower case alike)."""
+__all__ = [
+    "KINDS",
+    "LAYOUTS",
+    "REASONS",
+    "UNKNOWN_KIND",
+    "ReadProblem",
+    "SourceFile",
+    "find_source_files",
+    "problem_of_ignored",
+    "read_documents",
+    "read_file",
+    "source_fingerprint",
+]
 
 TXT_PART_BYTES = 150_000
 """From this size on a .txt file is cut at line ends into several documents."""
 
-UNKNOWN_KIND = "unknown kind of file"
-UNDECODABLE = "undecodable bytes"
-BROKEN_JSON = "broken JSON"
-NO_TEXT_FIELD = "no text field"
-NOT_A_STRING = "text is not a string"
-EMPTY_TEXT = "empty text"
-LONE_SURROGATE = "lone surrogate"
-DAMAGED_FILE = "truncated or damaged file"
-REASONS = (
-    UNKNOWN_KIND,
-    UNDECODABLE,
-    BROKEN_JSON,
-    NO_TEXT_FIELD,
-    NOT_A_STRING,
-    EMPTY_TEXT,
-    LONE_SURROGATE,
-    DAMAGED_FILE,
-)
-"""Every reason a reader gives for leaving a row or a file out."""
+LONGEST_TXT_LINE_BYTES = 1 << 20
+"""A longer line of a .txt file is cut inside."""
 
-_BLOCK_BYTES = 1 << 18
-_PARQUET_ROWS = 256
-_EXTRA_PACKAGES = {".jsonl.zst": "zstandard", ".parquet": "pyarrow.parquet"}
-
-
-@dataclass(frozen=True, slots=True)
-class ReadProblem:
-    """One row (or, with `row` None, a whole file) left out; `reason` is one of a few fixed phrases."""
-
-    file: str
-    row: int | None
-    reason: str
-    detail: str
-
-    def __str__(self) -> str:
-        where = self.file if self.row is None else f"{self.file}:{self.row}"
-        return f"{where}: {self.reason} ({self.detail})"
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """A file of a known kind; `name` is its path below the source with "/", `num_bytes` its size on disk."""
-
-    path: Path
-    name: str
-    kind: str
-    num_bytes: int
-
-
-class _BadRowError(Exception):
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason)
-        self.reason, self.detail = reason, detail
-
-
-def find_source_files(source: Path) -> tuple[list[SourceFile], list[str]]:
-    """The files of known kinds in `source` (a file or a folder) in reading order; the names of the others.
-
-    Raises FileNotFoundError, PermissionError or ValueError when there is nothing to read.
-    """
-    source = Path(source)
-    wanted = f"set data.source to a file or a folder with {', '.join(KINDS)}"
-    if not source.exists():
-        raise FileNotFoundError(f"data.source={source} does not exist (looked in {Path.cwd()} if relative); {wanted}")
-    paths = {source.name: source} if not source.is_dir() else _walk(source)
-    files, ignored = [], []
-    for name in sorted(paths):
-        kind = next((kind for kind in reversed(KINDS) if name.lower().endswith(kind)), None)
-        if kind is None or not paths[name].is_file():
-            ignored.append(name)
-        elif not os.access(paths[name], os.R_OK):
-            raise PermissionError(
-                f"data.source={source}: {name} may not be read by this user; change its permissions or remove it"
-            )
-        else:
-            files.append(SourceFile(paths[name], name, kind, paths[name].stat().st_size))
-    if not files:
-        seen = f"only {', '.join(ignored[:5])}{' ...' if len(ignored) > 5 else ''}" if ignored else "no files"
-        raise ValueError(f"data.source={source} has no file of a known kind ({seen}); {wanted}")
-    return files, ignored
-
-
-def _walk(folder: Path) -> dict[str, Path]:
-    """Visible files below `folder`: relative name -> path. Follows links, each real folder once."""
-    found, seen = {}, set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        status = Path(root).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            if not name.startswith("."):
-                path = Path(root, name)
-                relative = path.relative_to(folder).as_posix()
-                found[os.fsencode(relative).decode("utf-8", "backslashreplace")] = path
-    return found
-
-
-def source_fingerprint(source: Path, *, progress: bool = False) -> str:
-    """sha256 over relative name, size and contents of every file that would be read.
-
-    About 1 GB/s; nothing is cached.
-    """
-    files, _ = find_source_files(source)
-    total = hashlib.sha256()
-    bar = tqdm(
-        total=sum(file.num_bytes for file in files),
-        desc="fingerprint of the source",
-        unit="B",
-        unit_scale=True,
-        disable=not progress,
-    )
-    with bar:
-        for file in files:
-            contents = hashlib.sha256()
-            with file.path.open("rb") as handle:
-                while block := handle.read(1 << 20):
-                    contents.update(block)
-                    bar.update(len(block))
-            total.update(json.dumps([file.name, file.num_bytes, contents.hexdigest()]).encode())
-    return total.hexdigest()
+OnProblem = Callable[[ReadProblem], None]
+Advance = Callable[[int], None]
 
 
 def read_documents(
     source: Path,
     *,
     text_field: str = "text",
-    on_problem: Callable[[ReadProblem], None],
-    on_progress: Callable[[int], None] | None = None,
+    layout: str = "plain",
+    options: Mapping[str, Any] | None = None,
+    on_problem: OnProblem,
+    on_progress: Advance | None = None,
+    setting: str = "data.source",
 ) -> Iterator[Document]:
     """Yield the documents of `source`, a file or a folder.
 
-    `on_problem` is called for every row or file left out; `on_progress` with the number of stored
-    (compressed) bytes read so far. Raises at the call, before any document: FileNotFoundError,
-    PermissionError, ValueError (nothing to read) and ModuleNotFoundError (the source needs the extra
-    `corpus`). Raises ValueError at the end if not one document came out.
+    `layout` with its `options` says what rows mean. `on_problem` is called for every row or file left out;
+    `on_progress` with the number of stored (compressed) bytes read so far. Raises at the call, before any document:
+    FileNotFoundError, PermissionError, ValueError (nothing to read, an unknown layout or option) and
+    ModuleNotFoundError (the source needs the extra `corpus`). Raises ValueError at the end if not one document came
+    out. `setting` names the source in errors.
     """
-    files, ignored = find_source_files(source)
+    files, ignored = find_source_files(source, setting=setting)
+    chosen = build_layout(layout, text_field=text_field, options=options)
     for file in files:
-        _extra_package(file)
-    return _read_files(Path(source), files, ignored, text_field, on_problem, on_progress)
+        require_packages(file, chosen, setting=setting)
+    return _read_files(Path(source), files, ignored, chosen, on_problem, on_progress, setting)
 
 
-def _extra_package(file: SourceFile) -> ModuleType | None:
-    """The optional package that reads this kind of file; None for kinds that need none."""
-    package = _EXTRA_PACKAGES.get(file.kind)
-    if package is None:
-        return None
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"data.source: {file.name} is a {file.kind} file, and reading it needs the package "
-            f"{package.partition('.')[0]}, which is not installed; run pip install 'ncvc[corpus]'",
-            name=error.name,
-        ) from error
+def read_file(
+    file: SourceFile,
+    *,
+    text_field: str = "text",
+    layout: str = "plain",
+    options: Mapping[str, Any] | None = None,
+    on_problem: OnProblem,
+    on_progress: Advance | None = None,
+) -> Iterator[Document]:
+    """Yield the documents of one file of `find_source_files`, lazily; the rest as `read_documents`.
+
+    `on_progress` gets the stored bytes read of this file. No document at all is no error here.
+    """
+    chosen = build_layout(layout, text_field=text_field, options=options)
+    require_packages(file, chosen)
+    return _read_file(file, chosen, on_problem, on_progress or (lambda num_bytes: None))
+
+
+def problem_of_ignored(name: str) -> ReadProblem:
+    """Why a file that `find_source_files` ignores is not read."""
+    if kind_of(name) is None and not name.endswith("/"):
+        return ReadProblem(name, None, UNKNOWN_KIND, f"known are {', '.join(KINDS)}")
+    return ReadProblem(name, None, UNREADABLE_FILE, "it may not be read by this user, or is no file")
+
+
+def require_packages(file: SourceFile, layout: Layout, *, setting: str = "data.source") -> None:
+    """Import what reads this kind of file; ModuleNotFoundError with the cure if it is not installed."""
+    packages = []
+    if file.kind.endswith(".zst"):
+        packages.append("zstandard")
+    if file.kind in TABLE_KINDS:
+        packages += ["pyarrow", *(["pyarrow.parquet"] if file.kind == ".parquet" else [])]
+    if layout.pages is not None and (file.kind in PAGE_KINDS + ARCHIVE_KINDS or isinstance(layout, HtmlLayout)):
+        packages += ["trafilatura", *(["warcio"] if file.kind in ARCHIVE_KINDS else [])]
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"{setting}: {file.name} is a {file.kind} file, and reading it needs the package "
+                f"{package.partition('.')[0]}, which is not installed; run pip install 'ncvc[corpus]'",
+                name=error.name,
+            ) from error
 
 
 def _read_files(
     source: Path,
     files: list[SourceFile],
     ignored: list[str],
-    text_field: str,
-    on_problem: Callable[[ReadProblem], None],
-    on_progress: Callable[[int], None] | None,
+    layout: Layout,
+    on_problem: OnProblem,
+    on_progress: Advance | None,
+    setting: str,
 ) -> Iterator[Document]:
     counts: Counter[str] = Counter()
     first: dict[str, ReadProblem] = {}
@@ -221,7 +176,7 @@ def _read_files(
         on_problem(problem)
 
     for name in ignored:
-        report(ReadProblem(name, None, UNKNOWN_KIND, f"known are {', '.join(KINDS)}"))
+        report(problem_of_ignored(name))
     num_documents = finished = 0
     for file in files:
 
@@ -229,198 +184,202 @@ def _read_files(
             if on_progress is not None:
                 on_progress(before + num_bytes)
 
-        for document in _READERS[file.kind](file, text_field, report, advance):
+        for document in _read_file(file, layout, report, advance):
             num_documents += 1
             yield document
         finished += file.num_bytes
-        advance(file.num_bytes)
+        advance(0, finished)
     if num_documents == 0:
         reasons = "; ".join(f"{count} x {reason}, first {first[reason]}" for reason, count in counts.items())
+        seen = reasons or "all files are empty, or hold nothing that is read"
+        option = setting.rpartition(".")[0]
         raise ValueError(
-            f"data.source={source}: not one document in {len(files)} file(s): "
-            f"{reasons or 'all files are empty'}. Set data.source to text, and data.text_field (now "
-            f"{text_field!r}) to the field that holds it"
+            f"{setting}={source}: not one document in {len(files)} file(s): "
+            f"{seen}. Set {setting} to text, and {option}.text_field (now "
+            f"{layout.text_field!r}) to the field that holds it"
         )
 
 
-def _make_document(fields: object, *, text_field: str, file: SourceFile, row: int) -> Document:
-    """The document of one row; raises _BadRowError."""
-    if not isinstance(fields, Mapping):
-        raise _BadRowError(BROKEN_JSON, f"the row is a {type(fields).__name__}, not an object with fields")
-    text = fields.get(text_field)
-    if text is None:
-        what = "is null" if text_field in fields else "is missing"
-        raise _BadRowError(NO_TEXT_FIELD, f"{text_field!r} {what}; fields: {', '.join(map(repr, list(fields)[:10]))}")
-    if not isinstance(text, str):
-        raise _BadRowError(NOT_A_STRING, f"{text_field!r} holds a {type(text).__name__}")
-    _check_text(text)
-    name = fields.get("id")
-    if isinstance(name, int) and not isinstance(name, bool):
-        name = str(name)
-    if not isinstance(name, str) or not name or not _is_encodable(name):
-        name = f"{file.name}:{row}"
-    return Document(text=text, id=name)
+def _read_file(file: SourceFile, layout: Layout, report: OnProblem, advance: Advance) -> Iterator[Document]:
+    if file.kind.startswith(".txt"):
+        reader = _read_txt if layout.reads_txt else _refuse
+    elif file.kind in PAGE_KINDS:
+        reader = _read_page if layout.pages is not None else _refuse
+    elif file.kind in ARCHIVE_KINDS:
+        reader = _read_archive if layout.pages is not None else _refuse
+    else:
+        reader = _read_json if file.kind.startswith(".jsonl") else _read_table
+    return reader(file, layout, report, advance)
 
 
-def _check_text(text: str) -> None:
-    if not text or text.isspace():
-        raise _BadRowError(EMPTY_TEXT, "no character but white space")
-    if not _is_encodable(text):
-        raise _BadRowError(LONE_SURROGATE, "half of a surrogate pair, which UTF-8 cannot hold")
+def _refuse(file: SourceFile, layout: Layout, report: OnProblem, advance: Advance) -> Iterator[Document]:
+    report(ReadProblem(file.name, None, WRONG_LAYOUT, f"a {file.kind} file has no rows of this layout"))
+    return iter(())
 
 
-def _is_encodable(text: str) -> bool:
+# ---- Rows ----
+
+
+def _read_json(file: SourceFile, layout: Layout, report: OnProblem, advance: Advance) -> Iterator[Document]:
+    row, parse, has_escapes = 0, json.JSONDecoder().decode, re.compile(r"\\u").search
     try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+        for row, line in enumerate(_lines(file, advance), start=1):
+            try:
+                if isinstance(line, LongLine):
+                    raise BadRowError(ROW_TOO_LONG, f"a line of {int(line)} bytes, more than {LONGEST_ROW_BYTES}")
+                text = decode_utf8(line)
+                # Lone surrogates and NUL stand in JSON as \u escapes only, and looking for those is quicker.
+                stored = None if has_escapes(text) else line
+                try:
+                    fields = parse(text)
+                except (ValueError, RecursionError) as error:
+                    if not line.strip():
+                        continue
+                    raise BadRowError(NUL_CHARACTERS if 0 in line else BROKEN_JSON, str(error)) from None
+                text = ""  # its memory is warm, and is used again
+                yield layout.document(fields, file=file.name, row=row, stored=stored)
+            except BadRowError as bad:
+                report(ReadProblem(file.name, row, bad.reason, bad.detail))
+    except BadFileError as bad:
+        report(_damage(file, row, bad))
 
 
-def _decode(data: bytes) -> str:
+def _damage(file: SourceFile, row: int, bad: BadFileError) -> ReadProblem:
+    """The report of a file that broke off after `row` rows."""
+    if bad.reason == DAMAGED_FILE:
+        return ReadProblem(file.name, row + 1, bad.reason, f"{bad.detail}; the {row} rows before are kept")
+    return ReadProblem(file.name, None, bad.reason, bad.detail)
+
+
+def _read_table(file: SourceFile, layout: Layout, report: OnProblem, advance: Advance) -> Iterator[Document]:
+    row = 0
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _BadRowError(
-            UNDECODABLE, f"not UTF-8: {error.reason} at byte {error.start}; convert the file to UTF-8"
-        ) from None
+        for row, fields in _table_rows(file, layout, advance):
+            try:
+                if isinstance(fields, BadRowError):
+                    raise fields
+                yield layout.document(fields, file=file.name, row=row)
+            except BadRowError as bad:
+                report(ReadProblem(file.name, row, bad.reason, bad.detail))
+    except BadFileError as bad:
+        report(_damage(file, row, bad))
 
 
-def _read_txt(
-    file: SourceFile, text_field: str, report: Callable[[ReadProblem], None], advance: Callable[[int], None]
-) -> Iterator[Document]:
-    part: list[bytes] = []
-    size, first_row, row, number = 0, 1, 0, 0
+def _table_rows(file: SourceFile, layout: Layout, advance: Advance) -> Iterator[Row]:
+    if file.kind == ".parquet":
+        return parquet_rows(file, advance, columns=layout.columns)
+    if file.kind == ".arrow":
+        return arrow_rows(file, advance, columns=layout.columns)
+    delimiter = "," if file.kind.startswith(".csv") else "\t"
+    return csv_rows(_lines(file, advance), delimiter=delimiter, columns=layout.columns)
+
+
+def _lines(file: SourceFile, advance: Advance) -> Iterator[bytes | LongLine]:
+    return lines(unpacked_blocks(file.path, advance, kind=file.kind), longest=LONGEST_ROW_BYTES)
+
+
+# ---- Text files ----
+
+
+def _read_txt(file: SourceFile, layout: Layout, report: OnProblem, advance: Advance) -> Iterator[Document]:
+    parts = _TxtParts()
     try:
-        for line in _lines(_decompressed(file, advance)):
-            row += 1
-            part.append(line)
-            size += len(line) + 1
-            if size >= TXT_PART_BYTES:
-                number += 1
-                yield from _txt_part(part, name=f"{file.name}#{number}", file=file, row=first_row, report=report)
-                part, size, first_row = [], 0, row + 1
-    except (EOFError, zlib.error) as error:
-        report(ReadProblem(file.name, row + 1 if number else None, DAMAGED_FILE, str(error)))
-        if not number:
+        for block in unpacked_blocks(file.path, advance, kind=file.kind):
+            for row, data in parts.add(block):
+                yield from _txt_part(data, f"{file.name}#{parts.number}", file, row, report)
+    except BadFileError as bad:
+        row = parts.row + parts.rest.count(b"\n")
+        report(ReadProblem(file.name, row if parts.number else None, bad.reason, bad.detail))
+        if not parts.number:
             return
-    if part or not number:
-        name = f"{file.name}#{number + 1}" if number else file.name
-        yield from _txt_part(part, name=name, file=file, row=first_row if number else None, report=report)
+        parts.rest = parts.rest[: parts.rest.rfind(b"\n") + 1]
+    if parts.rest or not parts.number:
+        whole = not parts.number
+        name = file.name if whole else f"{file.name}#{parts.number + 1}"
+        yield from _txt_part(parts.rest.removesuffix(b"\n"), name, file, None if whole else parts.row, report)
 
 
-def _txt_part(
-    lines: list[bytes], *, name: str, file: SourceFile, row: int | None, report: Callable[[ReadProblem], None]
-) -> Iterator[Document]:
+class _TxtParts:
+    """Cuts blocks into parts: `number` parts so far, `rest` is not cut yet and begins on line `row`."""
+
+    def __init__(self) -> None:
+        self.rest, self.number, self.row = b"", 0, 1
+        self._within_long_line = False
+
+    def add(self, block: bytes) -> Iterator[tuple[int, bytes]]:
+        """(first line, bytes) of every part that is complete now."""
+        data, start = self.rest + block, 0
+        while True:
+            end = data.find(b"\n", start + TXT_PART_BYTES - 1)
+            longest = 2 * TXT_PART_BYTES if self._within_long_line else LONGEST_TXT_LINE_BYTES
+            cuts_line = len(data) - start > longest and not 0 <= end < start + longest
+            if cuts_line:
+                end = _place_to_cut(data, start)
+            elif end < 0:
+                self.rest = data[start:]
+                return
+            part, first = data[start:end], self.row
+            start = end if cuts_line else end + 1
+            self.row += part.count(b"\n") + (not cuts_line)
+            self._within_long_line = cuts_line
+            self.number += 1
+            yield first, part
+
+
+def _place_to_cut(data: bytes, start: int) -> int:
+    """Where to cut a long line: after its last 。 within a part's size, else before a character."""
+    sentence = data.rfind("。".encode(), start + TXT_PART_BYTES // 2, start + TXT_PART_BYTES)
+    if sentence >= 0:
+        return sentence + 3
+    end = start + TXT_PART_BYTES
+    while end > start + TXT_PART_BYTES - 4 and data[end] & 0xC0 == 0x80:
+        end -= 1
+    return end
+
+
+def _txt_part(data: bytes, name: str, file: SourceFile, row: int | None, report: OnProblem) -> Iterator[Document]:
     try:
-        text = _decode(b"\n".join(lines))
-        _check_text(text)
-    except _BadRowError as bad:
+        text = decode_utf8(data)
+        check_text(text)
+    except BadRowError as bad:
         report(ReadProblem(file.name, row, bad.reason, bad.detail))
     else:
-        yield Document(text=text, id=name)
+        yield Document(text, name, {"file": file.name, "row": row})
 
 
-def _read_jsonl(
-    file: SourceFile, text_field: str, report: Callable[[ReadProblem], None], advance: Callable[[int], None]
-) -> Iterator[Document]:
-    damage: type[Exception] = zlib.error
-    if (zstandard := _extra_package(file)) is not None:
-        damage = zstandard.ZstdError
+# ---- Web pages ----
+
+
+def _read_page(file: SourceFile, layout: Layout, report: OnProblem, advance: Advance) -> Iterator[Document]:
+    assert layout.pages is not None
+    try:
+        data = bytearray()
+        for block in unpacked_blocks(file.path, advance, kind=file.kind):
+            data += block
+            if len(data) > LONGEST_PAGE_BYTES:
+                raise BadFileError(ROW_TOO_LONG, f"a page of more than {LONGEST_PAGE_BYTES} bytes")
+        page = layout.pages.read(bytes(data))
+        check_text(page.text)
+    except (BadFileError, BadRowError) as bad:
+        report(ReadProblem(file.name, None, bad.reason, bad.detail))
+    else:
+        yield Document(page.text, file.name, {"file": file.name, "row": None, **page.metadata})
+
+
+def _read_archive(file: SourceFile, layout: Layout, report: OnProblem, advance: Advance) -> Iterator[Document]:
+    assert layout.pages is not None
     row = 0
     try:
-        for row, line in enumerate(_lines(_decompressed(file, advance)), start=1):
-            if not line.strip():
-                continue
+        for row, response in read_responses(stored_blocks(file.path, advance), is_gzip=file.kind.endswith(".gz")):
             try:
-                try:
-                    fields = json.loads(_decode(line))
-                except (ValueError, RecursionError) as error:
-                    raise _BadRowError(BROKEN_JSON, str(error)) from None
-                yield _make_document(fields, text_field=text_field, file=file, row=row)
-            except _BadRowError as bad:
+                if isinstance(response, BadRowError):
+                    raise response
+                page = layout.pages.read(response.body, url=response.url, content_type=response.content_type)
+                check_text(page.text)
+            except BadRowError as bad:
                 report(ReadProblem(file.name, row, bad.reason, bad.detail))
-    except (EOFError, damage) as error:
-        report(ReadProblem(file.name, row + 1, DAMAGED_FILE, f"{error}; the {row} rows before are kept"))
-
-
-def _decompressed(file: SourceFile, advance: Callable[[int], None]) -> Iterator[bytes]:
-    """Blocks of the contents; EOFError if a stream stops early, zlib.error or ZstdError if it is damaged."""
-    package = _extra_package(file)
-    if package is not None:
-        decompressor = package.ZstdDecompressor(max_window_size=1 << 31)
-    with file.path.open("rb", buffering=0) as handle:
-        stream = None
-        while block := handle.read(_BLOCK_BYTES):
-            advance(handle.tell())
-            if file.kind in (".txt", ".jsonl"):
-                yield block
-                continue
-            while block:
-                if stream is None:
-                    stream = decompressor.decompressobj() if package else zlib.decompressobj(wbits=31)
-                yield stream.decompress(block)
-                # A file may hold several streams one after the other; gzip may pad the end with zero bytes.
-                block = stream.unused_data if stream.eof else b""
-                if stream.eof:
-                    stream = None
-                    block = block if package else block.lstrip(b"\0")
-        if stream is not None:
-            raise EOFError("the compressed stream ends before its end mark")
-
-
-def _lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Lines without newlines; a last line without one counts, half a line before an exception does not."""
-    pieces: list[bytes] = []
-    for block in blocks:
-        first, *others = block.split(b"\n")
-        pieces.append(first)
-        if others:
-            yield b"".join(pieces)
-            yield from others[:-1]
-            pieces = [others[-1]]
-    if last := b"".join(pieces):
-        yield last
-
-
-def _read_parquet(
-    file: SourceFile, text_field: str, report: Callable[[ReadProblem], None], advance: Callable[[int], None]
-) -> Iterator[Document]:
-    parquet: Any = _extra_package(file)
-    damage = (importlib.import_module("pyarrow").ArrowException, OSError)
-    row = 0
-    try:
-        with parquet.ParquetFile(file.path) as table:
-            names = table.schema_arrow.names
-            if text_field not in names:
-                detail = f"{text_field!r} is missing; columns: {', '.join(map(repr, names[:10]))}"
-                report(ReadProblem(file.name, None, NO_TEXT_FIELD, detail))
-                return
-            columns = [name for name in ("id", text_field) if name in names]
-            for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
-                for index in range(batch.num_rows):
-                    row += 1
-                    try:
-                        yield _make_document(_parquet_row(batch, index), text_field=text_field, file=file, row=row)
-                    except _BadRowError as bad:
-                        report(ReadProblem(file.name, row, bad.reason, bad.detail))
-                advance(file.num_bytes * row // max(1, table.metadata.num_rows))
-    except damage as error:
-        report(ReadProblem(file.name, row + 1, DAMAGED_FILE, f"{error}; the {row} rows before are kept"))
-
-
-def _parquet_row(batch, index: int) -> dict[str, object]:  # noqa: ANN001 (pyarrow is an optional import)
-    try:
-        return {name: batch.column(name)[index].as_py() for name in batch.schema.names}
-    except UnicodeDecodeError as error:
-        raise _BadRowError(UNDECODABLE, f"not UTF-8: {error.reason} at byte {error.start}") from None
-
-
-_READERS = {
-    ".txt": _read_txt,
-    ".txt.gz": _read_txt,
-    ".jsonl": _read_jsonl,
-    ".jsonl.gz": _read_jsonl,
-    ".jsonl.zst": _read_jsonl,
-    ".parquet": _read_parquet,
-}
+            else:
+                said = {"file": file.name, "row": row, **page.metadata, **response.metadata}
+                yield Document(page.text, usable_id(response.url) or f"{file.name}:{row}", said)
+    except BadFileError as bad:
+        report(ReadProblem(file.name, None, bad.reason, bad.detail))
