@@ -1,53 +1,99 @@
-"""Cost of a configuration: ``python -m ncvc.bench plan experiment=pretrain_1b`` (estimate, nothing is run).
+"""Figures of configurations, rules and products: ``python -m ncvc.bench COMMAND key=value ...``.
 
-``plan`` prints parameters, memory per GPU, FLOPs per token and days at a given MFU; ``bench.gpu`` and
-``bench.utilization`` choose the machine. Output as JSON with ``bench.json=true``.
+``plan experiment=...``                  parameters, memory per GPU, FLOPs per token, days at a given MFU; nothing runs
+``privacy file=...``                     recall and over-masking per type on texts with marked personal data
+``tokenizer tokenizer=... file=...``     characters per token, fertility on medical names, beside two baselines
+``lexicon lexicon=...``                  share of its names that stay one word in context, per analyser
+``seen certificate=... file=...``        whether texts were in a corpus, by its certificateJSON instead of tables: ``json=true`` (for plan ``bench.json=true``).
 """
 
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ncvc.command_line import run
 from ncvc.config import check
 
-COMMANDS = ("plan",)
 
-
-def bench(config: DictConfig) -> None:
-    """Hydra's entry point: run ``bench.command``."""
+def plan(config: DictConfig) -> None:
+    """Cost of a training configuration."""
     check(config)
     from hydra.utils import instantiate
 
-    from ncvc.planning import plan, plan_as_table
+    from ncvc.planning import plan, plan_as_table, run_facts
 
-    strategy = config.trainer.strategy
-    zero_stage = 2 if isinstance(strategy, DictConfig) and "ZeroStage2" in strategy._target_ else 0
-    run_facts = {
-        "batch_size": config.data.batch_size,
-        "micro_batch_size": config.data.micro_batch_size,
-        "accumulation": config.trainer.accumulate_grad_batches,
-        "max_steps": config.trainer.max_steps,
-        "devices": config.trainer.devices,
-        "num_nodes": config.trainer.num_nodes,
-        "zero_stage": zero_stage,
-        "bf16": "bf16" in str(config.trainer.precision),
-        "activation_checkpointing": config.module.activation_checkpointing,
-    }
-    figures = plan(instantiate(config.model), run=run_facts, gpu=config.bench.gpu, utilization=config.bench.utilization)
-    print(json.dumps(figures, indent=2) if config.bench.json else plan_as_table(figures))
+    chosen, facts = config.bench, run_facts(_values(config))
+    figures = plan(instantiate(config.model), run=facts, gpu=chosen.gpu, utilization=chosen.utilization)
+    _print(figures, plan_as_table(figures), {"json": chosen.json})
+
+
+def privacy(config: DictConfig) -> None:
+    """Recall and over-masking of the rules of ``privacy``, beside HojiChar's masker where it is installed."""
+    from ncvc.corpus.privacy import PrivacySettings
+    from ncvc.corpus.privacy_report import measure
+    from ncvc.settings import settings_from
+
+    values = _values(config)
+    settings = settings_from(PrivacySettings, values["privacy"], path="privacy")
+    report = measure(values["file"], settings=settings, peers=values["peers"])
+    _print(report.as_dict(), report.as_table(), values)
+
+
+def tokenizer(config: DictConfig) -> None:
+    """Measures of a tokenizer's folder on the text of ``file``, and on the names of ``lexicon``."""
+    from ncvc.corpus.readers import read_documents
+    from ncvc.lexicon_report import names_by_kind
+    from ncvc.tokenizer import Tokenizer
+    from ncvc.tokenizer_report import report_on
+
+    values = _values(config)
+    documents = read_documents(Path(values["file"]), text_field=values["text_field"], on_problem=print, setting="file")
+    chosen = {key: values[key] for key in ("peers", "sample_megabytes")}
+    loaded, texts = Tokenizer.load(Path(values["tokenizer"]).expanduser()), (document.text for document in documents)
+    report = report_on(loaded, texts, names=names_by_kind(values["lexicon"]), **chosen)
+    _print(report.as_dict(), report.as_table(), values)
+
+
+def lexicon(config: DictConfig) -> None:
+    """Names of ``lexicon`` that stay one word, for each of ``analyzers``, without and with a user dictionary."""
+    from ncvc.lexicon_report import as_table, report_on_lexicon
+
+    values = _values(config)
+    home = Path(values["home"]).expanduser()
+    records = report_on_lexicon(values["lexicon"], analyzers=values["analyzers"], home=home)
+    _print(records, as_table(records), values)
+
+
+def seen(config: DictConfig) -> None:
+    """Whether ``text``, or each item of ``file``, was in the corpus of ``certificate``."""
+    from ncvc.corpus.seen_report import ask
+
+    values = _values(config)
+    report = ask(**{key: values[key] for key in ("certificate", "text", "file", "fields")})
+    _print(report.as_dict(), report.as_table(limit=values["limit"]), values)
+
+
+def _values(config: DictConfig) -> Any:
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+def _print(figures: Any, table: str, values: Any) -> None:
+    print(json.dumps(figures, indent=2, ensure_ascii=False) if values["json"] else table)
+
+
+COMMANDS = {"plan": plan, "privacy": privacy, "tokenizer": tokenizer, "lexicon": lexicon, "seen": seen}
 
 
 def main(arguments: list[str]) -> None:
-    """Turn ``plan key=value ...`` into Hydra's arguments."""
-    if not arguments or (arguments[0] not in COMMANDS and not arguments[0].startswith("-")):
-        given = arguments[0] if arguments else "nothing"
-        raise SystemExit(f"ncvc.bench: {given!r} is no command; use one of: {', '.join(COMMANDS)}.")
-    command, rest = (
-        ([], arguments) if arguments[0].startswith("-") else ([f"bench.command={arguments[0]}"], arguments[1:])
-    )
-    run(bench, config_name="bench", arguments=[*command, *rest])
+    """Turn ``COMMAND key=value ...`` into Hydra's arguments."""
+    command = "plan" if arguments and arguments[0].startswith("-") else (arguments[0] if arguments else "nothing")
+    if command not in COMMANDS:
+        raise SystemExit(f"ncvc.bench: {command!r} is no command; use one of: {', '.join(COMMANDS)}.")
+    root = "bench" if command == "plan" else f"bench_{command}"
+    run(COMMANDS[command], config_name=root, arguments=arguments if arguments[0].startswith("-") else arguments[1:])
 
 
 if __name__ == "__main__":

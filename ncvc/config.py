@@ -191,7 +191,7 @@ def _groups_without_target(config: DictConfig) -> Iterator[tuple[str, Any, dict[
         "paths": {"home": str, "run": str},
         "tokenizer": {**trained, "directory": str | None, "sample_megabytes": float},
         "analyzer": hints_of(build_analyzer),
-        "bench": {"command": str, "gpu": str, "utilization": float, "json": bool},
+        "bench": {"gpu": str, "utilization": float, "json": bool},
     }
     source = {name: hint for name, hint in typing.get_type_hints(Source).items() if name != "name"}
     sources = OmegaConf.select(config, "data.sources")
@@ -246,9 +246,12 @@ def _cross_problems(config: DictConfig) -> list[str]:
     elif isinstance(steps, int) and isinstance(warmup, int) and warmup >= steps:
         found.append(f"schedule.warmup_steps={warmup} does not fit into trainer.max_steps={steps}; set it below that.")
     data = _readable(config, "data")
-    if data.get("source") is None and data.get("sources") is None:
+    if data.get("corpus") is not None:
+        pass  # it takes the place of both
+    elif data.get("source") is None and data.get("sources") is None:
         found.append(
-            "data.source is not set: name a file or folder of text (txt, jsonl, parquet), or clinical_samples."
+            "data.source is not set: name a file or folder of text (txt, jsonl, parquet), or clinical_samples, or set "
+            "data.corpus to a curated one."
         )
     elif data.get("source") is not None and data.get("sources") is not None:
         found.append("data.source and data.sources are both set; keep one (data.sources=null or data.source=null).")

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ncvc.lexicon import Entry
+from ncvc.lexicon import Entry, LexiconSettings, read_lexicon
 from ncvc.morphology import build_analyzer
+from ncvc.settings import settings_from
 from ncvc.user_dictionary import CONTEXT, build_user_dictionary, whole_names
 
 CONTEXTS = (CONTEXT, "既往に{}がある。", "{}の疑いで紹介。")
@@ -65,6 +66,35 @@ def whole_names_report(
                 }
             )
     return records
+
+
+def report_on_lexicon(
+    lexicon: Mapping[str, Any] | None, *, analyzers: Mapping[str, Mapping[str, Any] | None], home: Path
+) -> list[dict[str, Any]]:
+    """`whole_names_report` from plain settings; prints what was read and left out."""
+    if lexicon is None:
+        raise ValueError("lexicon is not set: choose a list of names, for example lexicon=medical lexicon.files....")
+    settings = settings_from(LexiconSettings, lexicon, path="lexicon")
+    found = read_lexicon(settings)
+    for name, counts in found.counts.items():
+        print(f"{name}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
+    return whole_names_report(
+        found.entries,
+        analyzers={label: chosen for label, chosen in analyzers.items() if chosen is not None},
+        directory=home / "lexicon",
+        cost=settings.cost,
+        minimum_characters=settings.minimum_characters,
+        minimum_hiragana=settings.minimum_hiragana,
+    )
+
+
+def names_by_kind(lexicon: Mapping[str, Any] | None) -> dict[str, list[str]]:
+    """The names of a lexicon, given as plain settings, by kind; none without one."""
+    named: dict[str, list[str]] = {}
+    if lexicon is not None:
+        for entry in read_lexicon(settings_from(LexiconSettings, lexicon, path="lexicon")).entries:
+            named.setdefault(entry.kind, []).append(entry.surface)
+    return named
 
 
 def as_table(records: Iterable[Mapping[str, Any]]) -> str:

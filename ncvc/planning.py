@@ -107,6 +107,24 @@ def days_of_training(config: ModelConfig, *, tokens: float, peak_tflops: float, 
     return tokens * flops_per_token(config).causal / (peak_tflops * 1e12 * utilization * gpus) / 86_400
 
 
+def run_facts(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What `plan` must know of a run, out of the plain values of a composed training configuration."""
+    trainer, data = values["trainer"], values["data"]
+    strategy = trainer["strategy"]
+    sharded = isinstance(strategy, Mapping) and "ZeroStage2" in str(strategy.get("_target_"))
+    return {
+        "batch_size": data["batch_size"],
+        "micro_batch_size": data["micro_batch_size"],
+        "accumulation": trainer["accumulate_grad_batches"],
+        "max_steps": trainer["max_steps"],
+        "devices": trainer["devices"],
+        "num_nodes": trainer["num_nodes"],
+        "zero_stage": 2 if sharded else 0,
+        "bf16": "bf16" in str(trainer["precision"]),
+        "activation_checkpointing": values["module"]["activation_checkpointing"],
+    }
+
+
 def plan(config: ModelConfig, *, run: dict[str, Any], gpu: str, utilization: float) -> dict[str, Any]:
     """Every figure of the estimate by name; ``run`` holds batch sizes, steps, devices and facts of the strategy."""
     peak = peak_of(gpu)

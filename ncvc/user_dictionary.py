@@ -20,15 +20,16 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ncvc.analyzer_files import USER_DICTIONARY, copy_name, sha256_of
-from ncvc.lexicon import Entry
+from ncvc.lexicon import Entry, LexiconSettings, read_lexicon
 from ncvc.mecab_analyzer import dictionary_folder
 from ncvc.morphology import ANALYZERS, DICTIONARIES, Analyzer, installed_version
+from ncvc.settings import settings_from
 from ncvc.storage import atomic_directory, check_file, file_record, hash_json, read_manifest, write_manifest
 
 FORMAT, VERSION = "ncvc-user-dictionary", 1
@@ -66,6 +67,31 @@ class UserDictionary:
     folder: Path
     file: Path
     manifest: dict[str, Any]
+
+
+def with_lexicon(
+    analyzer: Mapping[str, Any], lexicon: Mapping[str, Any] | None, *, home: Path
+) -> tuple[dict[str, Any], str]:
+    """Settings of an analyser with the names of a lexicon (plain settings, or None) as words, and what was done.
+
+    Reads the lexicon and builds the user dictionary under ``home``, or finds it built.
+    """
+    if lexicon is None:
+        return dict(analyzer), ""
+    settings = settings_from(LexiconSettings, lexicon, path="lexicon")
+    built = build_user_dictionary(
+        read_lexicon(settings).entries,
+        directory=home / "lexicon",
+        analyzer=analyzer.get("name", "sudachi"),
+        dictionary=analyzer.get("dictionary"),
+        cost=settings.cost,
+        minimum_characters=settings.minimum_characters,
+        minimum_hiragana=settings.minimum_hiragana,
+    )
+    others = analyzer.get("user_dictionary") or []
+    held = [others] if isinstance(others, str | Path) else list(others)
+    told = f"user dictionary  {built.folder}: {built.manifest['names']:,} names"
+    return {**analyzer, "user_dictionary": [*map(str, held), str(built.folder)]}, told
 
 
 def dictionary_names(

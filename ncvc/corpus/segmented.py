@@ -18,11 +18,6 @@ import contextlib
 import json
 import logging
 import multiprocessing
-import os
-import signal
-import sys
-import threading
-import types
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -33,10 +28,12 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from ncvc.analyzer_files import analyzer_files, remember_files
 from ncvc.corpus.cleaning import Cleaner
 from ncvc.corpus.documents import Document
 from ncvc.corpus.readers import ReadProblem, find_source_files, read_documents, source_fingerprint
 from ncvc.morphology import Analyzer, analyzer_from_identity
+from ncvc.processes import exit_with_parent, without_main_module
 from ncvc.storage import (
     atomic_directory,
     check_file,
@@ -275,19 +272,11 @@ def _analyse(batch: list[Document], cleaner: Cleaner, analyzer: Analyzer) -> _An
 _worker: tuple[Cleaner, Analyzer]  # what one worker process analyses with; set once when it starts
 
 
-def _start_worker(cleaner: Cleaner, identity: dict[str, str]) -> None:
+def _start_worker(cleaner: Cleaner, identity: dict[str, str], files: list[Path]) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    remember_files(files)
+    exit_with_parent()
     _worker = (cleaner, analyzer_from_identity(identity))
-
-
-def _exit_with_parent() -> None:
-    """Wait until the process that started this one has ended, killed or not, and end too."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _analyse_in_worker(batch: list[Document]) -> _Analysed:
@@ -309,12 +298,12 @@ def _analysed(
         max_workers=workers,
         mp_context=multiprocessing.get_context(method),
         initializer=_start_worker,
-        initargs=(cleaner, identity),
+        initargs=(cleaner, identity, [path.absolute() for path in analyzer_files(identity).values()]),
     )
     under_way: deque[tuple[Future[_Analysed], int]] = deque()
     try:
         for batch, position in batches:
-            with _without_main_module():
+            with without_main_module():
                 under_way.append((pool.submit(_analyse_in_worker, batch), position))
             if len(under_way) > 2 * workers:
                 future, read = under_way.popleft()
@@ -327,17 +316,6 @@ def _analysed(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _without_main_module() -> Iterator[None]:
-    """Hide the running program while a worker starts, which would else import all of it, torch included."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 class _RollingWriter:
