@@ -16,6 +16,8 @@ import lightning
 import numpy as np
 import torch
 
+from ncvc.curation.corpus import open_curated
+from ncvc.mixture import mixture_weights
 from ncvc.model.loss import IGNORE
 from ncvc.preparation import Prepared, Source, open_token_files, prepare
 from ncvc.sampling import SampleOrder
@@ -27,11 +29,14 @@ class PackedDataModule(lightning.LightningDataModule):
     """Builds what is missing in ``prepare_data`` and yields micro-batches {"input_ids", "labels", "target_tokens"}.
 
     ``source`` is one file or folder of text (or ``clinical_samples``); ``sources`` is a mapping from a name to
-    {path, weight, for_tokenizer}: weights are shares of the samples, null keeps natural proportions. ``batch_size`` is
+    {path, weight, for_tokenizer}: weights are shares of the samples, null keeps natural proportions; ``corpus`` is a
+    folder that ``python -m ncvc.curate`` finished, or ``last``, and takes the place of both. ``batch_size`` is
     the global batch in rows. ``mask_documents`` adds "document_ids", which keep attention inside each document.
     ``validation_tokens`` bounds the held-out text that is scored each time; ``split_seed`` decides which documents are
     held out and ``seed`` the order of samples, so that runs with other seeds are scored on the same text. ``skip`` are
-    absolute ranges [first, end) of samples to leave out, as found in the record of another run.
+    absolute ranges [first, end) of samples to leave out, as found in the record of another run. ``synthetic_share`` is
+    the share of samples from sources of kind synthetic, ``repeat_cap`` the most times a source may be read in
+    ``max_steps`` (`ncvc.mixture`); None leaves both open.
     """
 
     prepared: Prepared  # after prepare_data
@@ -43,6 +48,7 @@ class PackedDataModule(lightning.LightningDataModule):
         home: str,
         source: str | None,
         sources: dict | None,
+        corpus: str | None = None,
         tokenizer: dict,
         analyzer: dict,
         cleaning: Literal["guarded", "literal"],
@@ -58,11 +64,19 @@ class PackedDataModule(lightning.LightningDataModule):
         text_field: str = "text",
         workers: int | None = None,
         skip: list[list[int]] | None = None,
+        synthetic_share: float | None = None,
+        repeat_cap: float | None = None,
+        max_steps: int | None = None,
     ) -> None:
         super().__init__()
-        named = {"source": {"path": source}} if sources is None else sources
-        self.sources = [Source(name=name, **settings) for name, settings in named.items()]
         self.home = Path(home).expanduser()
+        made_with: dict[str, Any] = {}
+        if corpus is not None:
+            curated = open_curated(corpus, home=self.home)
+            self.sources, made_with = curated.sources(), curated.settings
+        else:
+            named = {"source": {"path": source}} if sources is None else sources
+            self.sources = [Source(name=name, **settings) for name, settings in named.items()]
         self.settings: dict[str, Any] = {
             "cleaning": cleaning,
             "analyzer": dict(analyzer),
@@ -71,11 +85,14 @@ class PackedDataModule(lightning.LightningDataModule):
             "text_field": text_field,
             "split_seed": split_seed,
             "workers": workers or len(os.sched_getaffinity(0)),
+            **made_with,
         }
         self.context_length, self.packing, self.mask_documents = context_length, packing, mask_documents
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.validation_tokens, self.seed = validation_tokens, seed
         self.skip: list[tuple[int, int]] = [(int(first), int(end)) for first, end in skip or []]
+        self.synthetic_share, self.repeat_cap, self.max_steps = synthetic_share, repeat_cap, max_steps
+        self.weights: list[Any] | None = None  # shares of the samples; None: natural ones
         self.windows: list[PackedWindows] = []
         self.validation: dict[str, TokenFile] = {}
 
@@ -95,16 +112,41 @@ class PackedDataModule(lightning.LightningDataModule):
         self.windows = [
             PackedWindows(file, context_length=self.context_length, packing=self.packing) for file in train.values()
         ]
+        self.weights = self._mixture()
         self.skip_samples(self.skip)
+
+    def _mixture(self) -> list[Any] | None:
+        """Shares of the samples by source; refuses what ``synthetic_share`` or ``repeat_cap`` forbid (R107)."""
+        weights = {source.name: source.weight for source in self.sources}
+        natural = all(weight is None for weight in weights.values())
+        if self.synthetic_share is None and self.repeat_cap is None:
+            return None if natural else list(weights.values())
+        if self.max_steps is None:
+            raise ValueError(
+                "data.repeat_cap and data.synthetic_share need data.max_steps; set it to trainer.max_steps"
+            )
+        shares = mixture_weights(
+            {
+                source.name: len(windows) * self.context_length
+                for source, windows in zip(self.sources, self.windows, strict=True)
+            },
+            {source.name: source.kind for source in self.sources},
+            synthetic_share=self.synthetic_share,
+            repeat_cap=self.repeat_cap,
+            training_tokens=self.max_steps * self.batch_size * self.context_length,
+            weights=weights,
+        )
+        if self.synthetic_share is None:  # a limit alone changes no share
+            return None if natural else list(weights.values())
+        return list(shares.values())
 
     def skip_samples(self, ranges: Sequence[Sequence[int]]) -> None:
         """Leave out absolute ranges [first, end) of samples from now on; later samples move up."""
-        weights: list[Any] = [source.weight for source in self.sources]
         self.skip = [(int(first), int(end)) for first, end in ranges]
         self.order = SampleOrder(
             sizes=[len(windows) for windows in self.windows],
             fingerprints=[windows.content_fingerprint for windows in self.windows],
-            weights=None if all(weight is None for weight in weights) else weights,
+            weights=self.weights,
             seed=self.seed,
             skip=self.skip,
         )
@@ -139,7 +181,8 @@ class PackedDataModule(lightning.LightningDataModule):
             f"data.text.{source.name}": windows.content_fingerprint
             for source, windows in zip(self.sources, self.windows, strict=True)
         }
-        weights = {f"data.weight.{source.name}": source.weight for source in self.sources}
+        shares: list[Any] = self.weights or [None] * len(self.sources)
+        weights = {f"data.weight.{source.name}": share for source, share in zip(self.sources, shares, strict=True)}
         return {**texts, **weights, "tokenizer": self.tokenizer.fingerprint}
 
     @property

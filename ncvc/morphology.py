@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -37,6 +37,7 @@ MAX_CHARACTERS_PER_CALL = 12_000
 # 40,000 characters every later call ran at 60 % of its speed (measured). Longer sentences than this go to a
 # second tokenizer, so that the one for ordinary sentences stays fast.
 LONG_SENTENCE = 1_000
+KEPT_SENTENCES, KEPT_SENTENCE_LENGTH = 50_000, 32
 _TOO_LONG = "Input is too long"
 _SENTENCE = re.compile("[^。！？!?]+[。！？!?]*|[。！？!?]+")
 _SURROGATES = re.compile("[\ud800-\udfff]|[^\ud800-\udfff]+")
@@ -109,6 +110,7 @@ class SudachiAnalyzer:
         self._tokenize = opened.tokenizer(mode=mode, fields=fields).tokenize
         self._tokenize_long = opened.tokenizer(mode=mode, fields=fields).tokenize
         self._surface = Morpheme.surface
+        self._joined = _JoinedSentences(self._join)
 
     def segment(self, line: str) -> list[str]:
         """Return the words of `line`: none is empty and `"".join(words) == line`. Any length and any
@@ -127,20 +129,22 @@ class SudachiAnalyzer:
     def segment_joined(self, line: str) -> str:
         """Return the words of `line` joined by one space, as `" ".join(segment(line))`, with fewer Python objects.
 
-        Sudachi writes the string of a sentence itself, as fast as it analyses (a list of words costs a tenth more).
+        Sudachi writes the string of a sentence itself, as fast as it analyses (a list of words costs a tenth more), and
+        short sentences, which recur (headings, menus, answers, findings), are remembered.
         """
-        joined: list[str] = []
-        for sentence in _SENTENCE.findall(line):
-            tokenize = self._tokenize if len(sentence) <= LONG_SENTENCE else self._tokenize_long
-            try:
-                joined.append(str(tokenize(sentence)))
-            except Exception as error:
-                joined.append(" ".join(self._segment_by_parts(sentence, error)))
-        words = " ".join(joined)
-        # White space of the line would be taken for a boundary; empty morphemes (see segment) leave several spaces.
-        if "  " in words or words[:1] == " " or words[-1:] == " " or " " in line:
-            return " ".join(self.segment(line) if " " in line else filter(None, words.split(" ")))
-        return words
+        if " " in line:  # would be taken for a boundary
+            return " ".join(self.segment(line))
+        return " ".join(map(self._joined.__getitem__, _SENTENCE.findall(line)))
+
+    def _join(self, sentence: str) -> str:
+        tokenize = self._tokenize if len(sentence) <= LONG_SENTENCE else self._tokenize_long
+        try:
+            words = str(tokenize(sentence))
+        except Exception as error:
+            return " ".join(self._segment_by_parts(sentence, error))
+        # Empty morphemes (see segment) leave several spaces.
+        empty = "  " in words or words[:1] == " " or words[-1:] == " "
+        return " ".join(filter(None, words.split(" "))) if empty else words
 
     def _segment_by_parts(self, sentence: str, refusal: Exception) -> list[str]:
         """Segment what Sudachi refused whole: lone surrogates stand alone, long text is cut; any other
@@ -165,6 +169,22 @@ class SudachiAnalyzer:
             "a SudachiAnalyzer cannot be pickled: its dictionary is memory-mapped; "
             "send its identity and call analyzer_from_identity there"
         )
+
+
+class _JoinedSentences(dict[str, str]):
+    """Sentence -> its words joined; short ones are kept, at most `KEPT_SENTENCES` of them (20 MB)."""
+
+    def __init__(self, join: Callable[[str], str]) -> None:
+        super().__init__()
+        self._join = join
+
+    def __missing__(self, sentence: str) -> str:
+        words = self._join(sentence)
+        if len(sentence) <= KEPT_SENTENCE_LENGTH:
+            if len(self) >= KEPT_SENTENCES:
+                self.clear()
+            self[sentence] = words
+        return words
 
 
 def _cut(text: str, start: int, end: int) -> int:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -262,12 +263,13 @@ def pack_corpus(
     directory: Path,
     validation_fraction: float,
     seed: int,
+    validation_optional: bool = False,
     progress: bool = True,
-) -> tuple[TokenFile, TokenFile]:
+) -> tuple[TokenFile, TokenFile | None]:
     """Encode a corpus into `directory`/train and `directory`/validation, split by document; returns both.
 
-    Raises ValueError if the corpus was segmented for another tokenizer or if either side would hold no
-    document.
+    Raises ValueError if the corpus was segmented for another tokenizer or if either side would hold no document;
+    with `validation_optional` (one small source among several) the validation side may be missing and is None.
     """
     directory = Path(directory)
     if not 0.0 < validation_fraction < 1.0:
@@ -299,12 +301,15 @@ def pack_corpus(
             lowest, highest = min(lowest, position), max(highest, position)
             writers["validation" if position < validation_fraction else "train"].add(document.words)
             bar.update(len(cleaned))
-        if lowest >= validation_fraction or highest < validation_fraction:
+        none_held_out = lowest >= validation_fraction
+        if (none_held_out and not validation_optional) or highest < validation_fraction:
             raise ValueError(_empty_side(corpus, validation_fraction, lowest, highest))
         summary = {
             split: writer.finish(source_fingerprint=corpus.fingerprint, split=split)
             for split, writer in writers.items()
         }
+        if none_held_out:
+            shutil.rmtree(partial / "validation")
         manifest: dict[str, Any] = {
             "format": SPLIT_FORMAT,
             "version": SPLIT_VERSION,
@@ -314,7 +319,8 @@ def pack_corpus(
         for split, written in summary.items():
             manifest[split] = {key: written[key] for key in ("tokens", "documents", "characters")}
         write_manifest(partial, manifest)
-    return TokenFile.open(directory / "train"), TokenFile.open(directory / "validation")
+    held_out = None if none_held_out else TokenFile.open(directory / "validation")
+    return TokenFile.open(directory / "train"), held_out
 
 
 def _empty_side(corpus: SegmentedCorpus, fraction: float, lowest: float, highest: float) -> str:

@@ -19,8 +19,8 @@ import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import ncvc.tokenizer
 import ncvc.unigram
+import ncvc.word_ids
 from ncvc.corpus.cleaning import Cleaner
 from ncvc.morphology import Analyzer, build_analyzer
 from ncvc.tokenizer import (
@@ -269,7 +269,7 @@ def test_special_names_in_the_training_text_do_not_shift_the_ids(cleaner, analyz
 # --- the cache ---
 def test_the_word_cache_is_bounded_and_changes_no_id(tokenizer, segmented, monkeypatch):
     expected = [tokenizer.encode_segmented(text) for text in segmented[:5]]
-    monkeypatch.setattr(ncvc.tokenizer, "CACHE_WORDS", 7)
+    monkeypatch.setattr(ncvc.word_ids, "CACHE_WORDS", 7)
     small = pickle.loads(pickle.dumps(tokenizer))
     for _ in range(3):
         assert [small.encode_segmented(text) for text in segmented[:5]] == expected
