@@ -1,10 +1,10 @@
-"""Figures of configurations, rules and products: ``python -m ncvc.bench COMMAND key=value ...``.
+"""Figures of configurations, rules and products: ``python -m ncvc.bench COMMAND key=value ... [json=true]``.
 
 ``plan experiment=...``                  parameters, memory per GPU, FLOPs per token, days at a given MFU; nothing runs
 ``privacy file=...``                     recall and over-masking per type on texts with marked personal data
 ``tokenizer tokenizer=... file=...``     characters per token, fertility on medical names, beside two baselines
 ``lexicon lexicon=...``                  share of its names that stay one word in context, per analyser
-``seen certificate=... file=...``        whether texts were in a corpus, by its certificateJSON instead of tables: ``json=true`` (for plan ``bench.json=true``).
+``seen certificate=... file=...``        whether texts were in a corpus, by its certificate
 """
 
 import json
@@ -32,8 +32,8 @@ def plan(config: DictConfig) -> None:
 
 def privacy(config: DictConfig) -> None:
     """Recall and over-masking of the rules of ``privacy``, beside HojiChar's masker where it is installed."""
-    from ncvc.corpus.privacy import PrivacySettings
-    from ncvc.corpus.privacy_report import measure
+    from ncvc.corpus.personal.masking import PrivacySettings
+    from ncvc.corpus.personal.report import measure
     from ncvc.settings import settings_from
 
     values = _values(config)
@@ -44,8 +44,8 @@ def privacy(config: DictConfig) -> None:
 
 def tokenizer(config: DictConfig) -> None:
     """Measures of a tokenizer's folder on the text of ``file``, and on the names of ``lexicon``."""
-    from ncvc.corpus.readers import read_documents
-    from ncvc.lexicon_report import names_by_kind
+    from ncvc.analyzers.lexicon_report import names_by_kind
+    from ncvc.corpus.reading.readers import read_documents
     from ncvc.tokenizer import Tokenizer
     from ncvc.tokenizer_report import report_on
 
@@ -59,7 +59,7 @@ def tokenizer(config: DictConfig) -> None:
 
 def lexicon(config: DictConfig) -> None:
     """Names of ``lexicon`` that stay one word, for each of ``analyzers``, without and with a user dictionary."""
-    from ncvc.lexicon_report import as_table, report_on_lexicon
+    from ncvc.analyzers.lexicon_report import as_table, report_on_lexicon
 
     values = _values(config)
     home = Path(values["home"]).expanduser()
@@ -69,7 +69,7 @@ def lexicon(config: DictConfig) -> None:
 
 def seen(config: DictConfig) -> None:
     """Whether ``text``, or each item of ``file``, was in the corpus of ``certificate``."""
-    from ncvc.corpus.seen_report import ask
+    from ncvc.corpus.contamination.seen_report import ask
 
     values = _values(config)
     report = ask(**{key: values[key] for key in ("certificate", "text", "file", "fields")})

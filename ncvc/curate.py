@@ -15,11 +15,11 @@ from ncvc.command_line import run
 
 def curate(config: DictConfig) -> Path:
     """Hydra's entry point; returns the finished corpus' folder."""
+    from ncvc.analyzers.user_dictionary import with_lexicon
     from ncvc.curation.pipeline import curate_corpus
     from ncvc.curation.products import pack_curated
     from ncvc.curation.settings import curation_from, executor_from
     from ncvc.curation.statistics import statistics_file, statistics_table
-    from ncvc.user_dictionary import with_lexicon
 
     values: Any = OmegaConf.to_container(config, resolve=True)
     home = Path(values["home"]).expanduser()

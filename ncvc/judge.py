@@ -16,15 +16,15 @@ from ncvc.command_line import run
 
 def judge(config: DictConfig) -> dict[str, Any]:
     """Hydra's entry point; returns the report."""
-    from ncvc.corpus.label_log import label_sample
-    from ncvc.corpus.quality_labels import LabelSettings
+    from ncvc.corpus.quality.classifier import ForestSettings, VectorSettings
+    from ncvc.corpus.quality.classifier_report import verdict
+    from ncvc.corpus.quality.label_log import label_sample
+    from ncvc.corpus.quality.labels import LabelSettings
+    from ncvc.corpus.quality.training import train_and_report
     from ncvc.model.document_vectors import CHARACTERS_PER_TOKEN, open_vectors
-    from ncvc.quality_classifier import ForestSettings, VectorSettings
-    from ncvc.quality_report import verdict
-    from ncvc.quality_training import train_and_report
     from ncvc.settings import settings_from
-    from ncvc.teacher import TeacherSettings
-    from ncvc.transformers_teacher import open_teacher
+    from ncvc.teachers.in_process import open_teacher
+    from ncvc.teachers.teacher import TeacherSettings
 
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     for name, path in (("source", "a file or folder of cleaned text"), ("vectors.model", "a model directory")):
@@ -70,9 +70,9 @@ def judge(config: DictConfig) -> dict[str, Any]:
 def sample_of(plain: dict[str, Any], *, size: int, seed: int, keep_characters: int, path: Path) -> Any:
     """The sample of the source, cleaned; chosen once, then read from the output folder while the source is the same."""
     from ncvc.corpus.cleaning import Cleaner
-    from ncvc.corpus.quality_labels import choose_sample, cleaned_sample, read_sample, write_sample
-    from ncvc.corpus.readers import read_documents
-    from ncvc.corpus.sources import find_source_files
+    from ncvc.corpus.quality.labels import choose_sample, cleaned_sample, read_sample, write_sample
+    from ncvc.corpus.reading.readers import read_documents
+    from ncvc.corpus.reading.sources import find_source_files
 
     source, cleaner = Path(plain["source"]).expanduser(), Cleaner(plain["cleaning"])
     reading: dict[str, Any] = {"text_field": plain["text_field"], "layout": plain["layout"], "setting": "source"}

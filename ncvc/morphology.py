@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from ncvc.analyzer_files import USER_DICTIONARY, analyzer_files, find_by_hash, hashes_of, remember_files, sha256_of
+from ncvc.analyzers.files import USER_DICTIONARY, analyzer_files, find_by_hash, hashes_of, remember_files, sha256_of
 
 ANALYZERS = ("sudachi", "mecab", "vibrato")
 SPLIT_MODES = ("A", "B", "C")
@@ -250,11 +250,11 @@ def build_analyzer(
     if name == "sudachi":
         analyzer = SudachiAnalyzer(mode=mode or "C", dictionary=dictionary or "core", user_dictionaries=paths)
     elif name == "mecab":
-        from ncvc.mecab_analyzer import MecabAnalyzer
+        from ncvc.analyzers.mecab import MecabAnalyzer
 
         analyzer = MecabAnalyzer(dictionary=dictionary or "ipadic", user_dictionaries=paths)
     else:
-        from ncvc.vibrato_analyzer import VibratoAnalyzer
+        from ncvc.analyzers.vibrato import VibratoAnalyzer
 
         analyzer = VibratoAnalyzer(dictionary=dictionary, user_dictionaries=paths)
     if paths or (dictionary and "dictionary_sha256" in analyzer.identity):
@@ -264,7 +264,7 @@ def build_analyzer(
 
 def _user_dictionary_file(path: Path, name: str) -> Path:
     """The dictionary file that `path` is, or that the folder `path` of a built user dictionary holds, checked."""
-    from ncvc.user_dictionary import user_dictionary_file
+    from ncvc.analyzers.user_dictionary import user_dictionary_file
 
     if path.is_dir():
         return user_dictionary_file(path, analyzer=name)
@@ -305,11 +305,11 @@ def _installed_identity(recorded: Mapping[str, str]) -> tuple[dict[str, str], di
         installed = sudachi_identity(mode=recorded["mode"], dictionary=dictionary)
         packages = {"version": "sudachipy", "dictionary_version": f"sudachidict-{dictionary}"}
     elif name == "mecab":
-        from ncvc.mecab_analyzer import mecab_identity
+        from ncvc.analyzers.mecab import mecab_identity
 
         installed, packages = mecab_identity(recorded)
     else:
-        from ncvc.vibrato_analyzer import vibrato_identity
+        from ncvc.analyzers.vibrato import vibrato_identity
 
         installed, packages = vibrato_identity(recorded)
     hashes = hashes_of(recorded).get(USER_DICTIONARY, [])
@@ -330,9 +330,9 @@ def analyzer_from_identity(identity: Mapping[str, str], *, files_folder: Path | 
     if identity["name"] == "sudachi":
         return SudachiAnalyzer(mode=identity["mode"], dictionary=identity["dictionary"], user_dictionaries=users)
     if identity["name"] == "mecab":
-        from ncvc.mecab_analyzer import MecabAnalyzer
+        from ncvc.analyzers.mecab import MecabAnalyzer
 
         return MecabAnalyzer(dictionary=str(paths[0]) if paths else identity["dictionary"], user_dictionaries=users)
-    from ncvc.vibrato_analyzer import VibratoAnalyzer
+    from ncvc.analyzers.vibrato import VibratoAnalyzer
 
     return VibratoAnalyzer(dictionary=str(paths[0]), user_dictionaries=users)

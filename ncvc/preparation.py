@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ncvc.analyzer_files import remember_files
+from ncvc.analyzers.files import remember_files
 from ncvc.corpus.cleaning import Cleaner
-from ncvc.corpus.readers import find_source_files, source_fingerprint
+from ncvc.corpus.reading.readers import find_source_files, source_fingerprint
 from ncvc.corpus.segmented import FORMAT as SEGMENTED
 from ncvc.corpus.segmented import SegmentedCorpus, open_segmented, segment_source
 from ncvc.morphology import build_analyzer

@@ -18,9 +18,9 @@ from ncvc.settings import settings_from
 
 def synthesize(config: DictConfig) -> dict[str, Any] | None:
     """Hydra's entry point; returns the manifest, or None while other teachers of the plan have not answered."""
-    from ncvc.corpus import synthesis_run
-    from ncvc.corpus.synthesis import SynthesisPlan, SynthesisSettings, choose_topics
-    from ncvc.transformers_teacher import open_teacher
+    from ncvc.corpus.synthesis import run as synthesis_run
+    from ncvc.corpus.synthesis.plan import SynthesisPlan, SynthesisSettings, choose_topics
+    from ncvc.teachers.in_process import open_teacher
 
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     general = plain["synthesis"].pop("general_topics")
@@ -56,7 +56,7 @@ def synthesize(config: DictConfig) -> dict[str, Any] | None:
 
 def teachers_of(plain: dict[str, Any]) -> dict[str, Any]:
     """The settings of ``teachers``, or of the one ``teacher``, by their names."""
-    from ncvc.teacher import TeacherSettings
+    from ncvc.teachers.teacher import TeacherSettings
 
     groups = {f"teachers.{key}": values for key, values in (plain["teachers"] or {}).items() if values is not None}
     if not groups and plain["teacher"] is not None:
@@ -70,7 +70,7 @@ def teachers_of(plain: dict[str, Any]) -> dict[str, Any]:
 
 def entries_of(plain: dict[str, Any], *, general: list[str]) -> Iterator[Any]:
     """The topics of the file, the names of the lexicon, the general topics; what cannot be read is told."""
-    from ncvc.corpus.synthesis import GENERAL, Topic, read_topics
+    from ncvc.corpus.synthesis.plan import GENERAL, Topic, read_topics
 
     topics = plain["topics"]
     if topics["file"] is not None:
@@ -81,7 +81,7 @@ def entries_of(plain: dict[str, Any], *, general: list[str]) -> Iterator[Any]:
             print(f"note: topics.file: {len(problems) - 20:,} more lines cannot be read")
         yield from entries
     if plain["lexicon"] is not None:
-        from ncvc.lexicon import LexiconSettings, read_lexicon
+        from ncvc.analyzers.lexicon import LexiconSettings, read_lexicon
 
         lexicon = read_lexicon(settings_from(LexiconSettings, plain["lexicon"], path="lexicon"))
         for name, counts in lexicon.counts.items():

@@ -17,8 +17,8 @@ at most `word_ids.CACHE_WORDS` of them); raw text at the speed of the analyser. 
 distinct words, not the length of the text.
 
 What it does not do: split special tokens out of text, add a space of its own, or share one object between
-threads (see `morphology`). Two trainings on the same text give the same ids in practice (see `unigram`), but not
-to the last digit of a score: ship the files, not the recipe.
+threads (see `morphology`). Two trainings on the same text, in any order, give the same bytes as long as the `tokenizers`
+package finds the same pieces, as it always did so far (see `unigram`); another version of it may not: ship the files.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from ncvc.analyzer_files import copy_analyzer_files, remove_other_files
+from ncvc.analyzers.files import copy_analyzer_files, remove_other_files
 from ncvc.corpus.cleaning import SPACE, Cleaner
 from ncvc.morphology import Analyzer, analyzer_from_identity, check_identity
 from ncvc.unigram import NotEnoughRoomError, learn_pieces

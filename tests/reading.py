@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ncvc.corpus.readers import read_documents
+from ncvc.corpus.reading.readers import read_documents
 
 LATIN_1 = "".join(map(chr, range(0x80, 0x100)))
 

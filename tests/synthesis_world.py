@@ -14,10 +14,10 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from ncvc.corpus.synthesis import SynthesisPlan, SynthesisSettings, Topic
-from ncvc.corpus.synthesis_run import RunSettings, synthesize
+from ncvc.corpus.synthesis.plan import SynthesisPlan, SynthesisSettings, Topic
+from ncvc.corpus.synthesis.run import RunSettings, synthesize
 from ncvc.settings import settings_from
-from ncvc.teacher import Answer, Failure, Request, ScriptedTeacher
+from ncvc.teachers.teacher import Answer, Failure, Request, ScriptedTeacher
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "synthesis"
 NOT_SETTINGS = ("general_topics", "defaults")

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from ncvc.teacher import Request
+from ncvc.teachers.teacher import Request
 
 
 def ask(text: str, *, seed: int = 0, max_tokens: int = 16, temperature: float | None = None) -> Request:

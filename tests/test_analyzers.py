@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ncvc.morphology
-from ncvc.analyzer_files import VARIABLE, remember_files, sha256_of
+from ncvc.analyzers.files import VARIABLE, remember_files, sha256_of
+from ncvc.analyzers.lexicon import Entry
+from ncvc.analyzers.user_dictionary import build_user_dictionary
 from ncvc.corpus.cleaning import Cleaner
-from ncvc.lexicon import Entry
 from ncvc.morphology import Analyzer, analyzer_from_identity, build_analyzer, check_identity
 from ncvc.tokenizer import Tokenizer, segment_text
-from ncvc.user_dictionary import build_user_dictionary
 
 fugashi, ipadic, vibrato = (pytest.importorskip(name) for name in ("fugashi", "ipadic", "vibrato"))
 relaxed = settings(deadline=None, max_examples=80, suppress_health_check=list(HealthCheck))

@@ -15,12 +15,12 @@ from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ncvc.corpus import array_file, winnowing
-from ncvc.corpus.certificate import FILTER, Certificate, merge_certificate
 from ncvc.corpus.cleaning import Cleaner
-from ncvc.corpus.condensed import condense, fold, mix, window_hashes
-from ncvc.corpus.contamination import ContaminationSettings
-from ncvc.corpus.winnowing import (
+from ncvc.corpus.contamination import array_file, winnowing
+from ncvc.corpus.contamination.certificate import FILTER, Certificate, merge_certificate
+from ncvc.corpus.contamination.condensed import condense, fold, mix, window_hashes
+from ncvc.corpus.contamination.index import ContaminationSettings
+from ncvc.corpus.contamination.winnowing import (
     CertificateSettings,
     FingerprintWriter,
     as_keys,

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reading import ROWS, json_lines, parquet, read, zstd
 
-from ncvc.corpus import compressed, problems, readers
+from ncvc.corpus.reading import compressed, problems, readers
 
 # ---- Long rows, packed files ----
 
@@ -63,7 +63,7 @@ def test_a_line_of_100_mb_needs_less_than_1_gib(tmp_path, kind):
         )
     del text
     program = (
-        "import json, sys; from pathlib import Path; from ncvc.corpus.readers import read_documents\n"
+        "import json, sys; from pathlib import Path; from ncvc.corpus.reading.readers import read_documents\n"
         "found = []; n = sum(1 for _ in read_documents(Path(sys.argv[1]), on_problem=found.append))\n"
         "peak = int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
         "print(json.dumps([n, [p.reason for p in found], peak]))"

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from ncvc.config import CONF_DIRECTORY
-from ncvc.corpus.benchmark_texts import Benchmark, Item, read_benchmark
 from ncvc.corpus.cleaning import Cleaner
-from ncvc.corpus.condensed import condense, condensed_blocks, fold
-from ncvc.corpus.contamination import ContaminationSettings, WindowIndex
-from ncvc.corpus.sentences import sentences_of
+from ncvc.corpus.contamination.benchmark_texts import Benchmark, Item, read_benchmark
+from ncvc.corpus.contamination.condensed import condense, condensed_blocks, fold
+from ncvc.corpus.contamination.index import ContaminationSettings, WindowIndex
+from ncvc.corpus.contamination.sentences import sentences_of
 from ncvc.morphology import build_analyzer
 from ncvc.settings import settings_from
 from ncvc.tokenizer import segment_text

@@ -292,17 +292,24 @@ SBATCH = """#!/bin/bash
 script="${@: -1}"  # the options come first
 last=$(grep -oP '(?<=--array=0-)[0-9]+' "$script" || echo 0)
 if grep -q merge_stats "$script"; then echo "Submitted batch job 2"; exit 0; fi
-for task in $(seq 0 "$last"); do SLURM_ARRAY_TASK_ID=$task SLURM_NODELIST=here RUN_OFFSET=0 bash "$script" > /dev/null 2>&1; done
+export SLURM_NODELIST=here RUN_OFFSET=0
+for task in $(seq 0 "$last"); do SLURM_ARRAY_TASK_ID=$task bash "$script" > /dev/null 2>&1; done
 echo "Submitted batch job 1"
 """
 
 
+@pytest.mark.slow
 def test_slurm_array_jobs_write_the_same_bytes(sources, unbroken, tmp_path):
     """With a stand-in for the four programs of Slurm; the jobs it is given are run for real."""
     programs = tmp_path / "bin"
     programs.mkdir()
     srun = '#!/bin/bash\nwhile [[ "$1" == -* ]]; do [[ "$1" == -n ]] && shift; shift; done\nexec "$@"\n'
-    for name, text in {"sbatch": SBATCH, "squeue": "#!/bin/bash\n", "scontrol": "#!/bin/bash\necho here\n", "srun": srun}.items():
+    for name, text in {
+        "sbatch": SBATCH,
+        "squeue": "#!/bin/bash\n",
+        "scontrol": "#!/bin/bash\necho here\n",
+        "srun": srun,
+    }.items():
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     words = command(tmp_path, sources, "executor=slurm", "executor.partition=cpu")

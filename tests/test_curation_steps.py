@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_curation import curated, document, dropped
 
-from ncvc.corpus.certificate import Certificate
+from ncvc.corpus.contamination.certificate import Certificate
 from ncvc.corpus.segmented import open_segmented
 from ncvc.curation.corpus import open_curated
 

@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from ncvc.config import CONF_DIRECTORY
-from ncvc.corpus import deduplication
 from ncvc.corpus.cleaning import Cleaner
-from ncvc.corpus.deduplication import (
+from ncvc.corpus.duplicates import deduplication
+from ncvc.corpus.duplicates.deduplication import (
     KEY_BYTES,
     DeduplicationSettings,
     decide_exact,
@@ -36,7 +36,7 @@ from ncvc.corpus.deduplication import (
     near_duplicates,
     rows_to_remove,
 )
-from ncvc.corpus.minhash import MinHasher, bucket_keys, estimated_similarity, sketches
+from ncvc.corpus.duplicates.minhash import MinHasher, bucket_keys, estimated_similarity, sketches
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 NEAR = DeduplicationSettings(exact=True, minhash=True)
@@ -161,7 +161,7 @@ def test_ten_million_keys_are_decided_within_one_gibibyte(tmp_path):
         keys[:, 1] = keys[:, 0] * np.uint64(0x9E3779B97F4A7C15)
         keys.tofile(tmp_path / f"{number}.keys")
     program = (
-        "import sys; from pathlib import Path; from ncvc.corpus.deduplication import decide_exact; "
+        "import sys; from pathlib import Path; from ncvc.corpus.duplicates.deduplication import decide_exact; "
         "rows = decide_exact([Path(p) for p in sys.argv[1:]]); "
         f"print(sum(map(len, rows)), {PEAK_MEMORY})"
     )
@@ -411,7 +411,7 @@ def test_articles_are_not_taken_for_each_other_and_their_copies_are_found(tmp_pa
 @pytest.mark.slow
 def test_memory_does_not_grow_with_one_huge_document():
     program = (
-        "from ncvc.corpus.minhash import MinHasher; "
+        "from ncvc.corpus.duplicates.minhash import MinHasher; "
         "text = '患者は発熱と咳を主訴に来院した。' * 1_000_000; hasher = MinHasher(num_hashes=120, ngram=5, seed=1); "
         f"before = {PEAK_MEMORY}; hasher([text]); print({PEAK_MEMORY} - before, len(text))"
     )

@@ -10,11 +10,11 @@ import torch
 from conftest import SENTENCES
 
 from ncvc.corpus.cleaning import Cleaner
+from ncvc.corpus.quality.classifier import VectorSettings
 from ncvc.model.checkpoint import load_model_directory, save_model_directory
 from ncvc.model.document_vectors import CHARACTERS_PER_TOKEN, open_vectors
 from ncvc.model.transformer import ModelConfig, Transformer
 from ncvc.morphology import build_analyzer
-from ncvc.quality_classifier import VectorSettings
 from ncvc.tokenizer import SMALLEST_VOCABULARY, Tokenizer, segment_text
 
 TEXTS = [

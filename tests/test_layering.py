@@ -12,7 +12,7 @@ VERBS = {
 }
 HYDRA_AWARE = {"ncvc.config", "ncvc.command_line", "ncvc.sweep_launcher"}
 TENSOR_NOUNS = {"ncvc.model", "ncvc.planning", "ncvc.environment", "ncvc.run_folder", "ncvc.analysis"}
-TENSOR_NOUNS |= {"ncvc.transformers_teacher", "ncvc.curation.scoring"}
+TENSOR_NOUNS |= {"ncvc.teachers.in_process", "ncvc.curation.scoring"}
 DATATROVE_STEPS = {"ncvc.curation.steps", "ncvc.curation.scoring", "ncvc.curation.local"}  # imported inside functions
 ASSEMBLERS = {"ncvc.curation.pipeline"}  # may name a tensor noun, inside a function
 HEAVY = {"flash_attn", "deepspeed", "pyarrow", "zstandard", "transformers", "datatrove", "fugashi", "umap"}
@@ -77,7 +77,9 @@ def test_layers_hold(path):
         assert not any(is_in(other, {"data_modules"}) for other in imported)
     allowed = {"datatrove"} if name in DATATROVE_STEPS else set()
     assert not any(is_in(other, HEAVY - allowed) for other in imports_of(path, top_only=True))
-    assert name in DATATROVE_STEPS or not any(is_in(other, DATATROVE_STEPS) for other in imports_of(path, top_only=True))
+    assert name in DATATROVE_STEPS or not any(
+        is_in(other, DATATROVE_STEPS) for other in imports_of(path, top_only=True)
+    )
 
 
 def test_verbs_are_short_programs():

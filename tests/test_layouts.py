@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reading import read
 
-from ncvc.corpus import problems
-from ncvc.corpus.layouts import build_layout
+from ncvc.corpus.reading import problems
+from ncvc.corpus.reading.layouts import build_layout
 
 
 def write_rows(path, rows):

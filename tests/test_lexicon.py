@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from ncvc.analyzers.lexicon import Lexicon, LexiconFile, LexiconSettings, read_lexicon
 from ncvc.config import CONF_DIRECTORY
 from ncvc.corpus.cleaning import Cleaner
-from ncvc.lexicon import Lexicon, LexiconFile, LexiconSettings, read_lexicon
 
 SHARED = CONF_DIRECTORY.parent.parent / "shared" / "data"
 relaxed = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))

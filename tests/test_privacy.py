@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from privacy_notes import FOUND, UNTOUCHED
 
-from ncvc.corpus import personal_contacts
 from ncvc.corpus.cleaning import Cleaner
-from ncvc.corpus.name_lists import CITIES, PREFECTURES, SURNAMES
-from ncvc.corpus.personal_data import KINDS, MASKS, fold
-from ncvc.corpus.privacy import Masker, PrivacySettings, Span, find_personal_data
+from ncvc.corpus.personal import contacts as personal_contacts
+from ncvc.corpus.personal.kinds import KINDS, MASKS, fold
+from ncvc.corpus.personal.masking import Masker, PrivacySettings, Span, find_personal_data
+from ncvc.corpus.personal.name_lists import CITIES, PREFECTURES, SURNAMES
 
 ALL = PrivacySettings(kinds=KINDS)
 MASK, REMOVE = Masker(ALL), Masker(PrivacySettings(kinds=KINDS, action="remove"))
@@ -287,7 +287,7 @@ def test_a_hostile_chain_of_masks_ends_and_stays():
 
 
 def test_lines_whose_masks_make_new_ones_without_end_go_whole(monkeypatch):
-    monkeypatch.setattr("ncvc.corpus.privacy.ROUNDS", 0)
+    monkeypatch.setattr("ncvc.corpus.personal.masking.ROUNDS", 0)
     text = "体温37度\n電話03-1234-5678 体温38度\n体温39度"
     assert MASK(text).text == "体温37度\n〈電話番号〉\n体温39度"
     assert REMOVE(text).text == "体温37度\n\n体温39度"
@@ -388,7 +388,7 @@ def test_the_identity_names_what_decides_and_is_the_same_in_every_process():
     assert len(digests) == 4
     assert Masker(PrivacySettings(kinds=KINDS[::-1])).identity == MASK.identity
     code = (
-        "from ncvc.corpus.privacy import *; m = Masker(PrivacySettings(kinds=KINDS)); "
+        "from ncvc.corpus.personal.masking import *; m = Masker(PrivacySettings(kinds=KINDS)); "
         "print(m.identity['sha256'], m('患者の山田様、東京都港区赤坂1-2-3').text)"
     )
     run = [

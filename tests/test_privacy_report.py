@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ncvc.corpus import privacy_report
-from ncvc.corpus.personal_data import KINDS
-from ncvc.corpus.privacy import PrivacySettings
-from ncvc.corpus.privacy_report import kind_of, measure, measure_unmarked
+from ncvc.corpus.personal import report as privacy_report
+from ncvc.corpus.personal.kinds import KINDS
+from ncvc.corpus.personal.masking import PrivacySettings
+from ncvc.corpus.personal.report import kind_of, measure, measure_unmarked
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 MARKED = SHARED / "medical_text" / "synthetic_radiology_phi.jsonl.gz"

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reading import LATIN_1, json_lines, read
 
-from ncvc.corpus import problems
+from ncvc.corpus.reading import problems
 
 # ---- Text that was decoded wrongly ----
 

@@ -18,9 +18,9 @@ from omegaconf import OmegaConf
 
 from ncvc.config import CONF_DIRECTORY
 from ncvc.corpus.cleaning import Cleaner
-from ncvc.corpus.quality import RULES, QualityRules, QualitySettings
-from ncvc.corpus.text_figures import NGRAM, SHORT_LINE, measure
-from ncvc.corpus.word_lists import ADULT_WORDS, WordFinder
+from ncvc.corpus.quality.figures import NGRAM, SHORT_LINE, measure
+from ncvc.corpus.quality.rules import RULES, QualityRules, QualitySettings
+from ncvc.corpus.quality.word_lists import ADULT_WORDS, WordFinder
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 PRESETS = ("none", "web", "clinical")

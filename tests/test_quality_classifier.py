@@ -16,19 +16,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from ncvc.config import CONF_DIRECTORY
-from ncvc.corpus.character_statistics import NAMES, character_statistics
 from ncvc.corpus.cleaning import Cleaner
 from ncvc.corpus.documents import Document
-from ncvc.corpus.label_log import Labelling, label_sample, read_labels
-from ncvc.corpus.quality_labels import LabelSettings, choose_sample
-from ncvc.decision_forest import Forest
-from ncvc.judge import judge
-from ncvc.model.checkpoint import save_model_directory
-from ncvc.model.document_vectors import open_vectors
-from ncvc.model.quality_scorer import open_scorer
-from ncvc.model.transformer import ModelConfig, Transformer
-from ncvc.morphology import build_analyzer
-from ncvc.quality_classifier import (
+from ncvc.corpus.quality.character_statistics import NAMES, character_statistics
+from ncvc.corpus.quality.classifier import (
     ForestSettings,
     QualityClassifier,
     QualityClassifierSettings,
@@ -39,7 +30,7 @@ from ncvc.quality_classifier import (
     save_classifier,
     train_forest,
 )
-from ncvc.quality_report import (
+from ncvc.corpus.quality.classifier_report import (
     THRESHOLDS,
     agreement,
     area_under_curve,
@@ -49,9 +40,18 @@ from ncvc.quality_report import (
     sign_test,
     wilson_interval,
 )
-from ncvc.quality_training import train_and_report
+from ncvc.corpus.quality.forest import Forest
+from ncvc.corpus.quality.label_log import Labelling, label_sample, read_labels
+from ncvc.corpus.quality.labels import LabelSettings, choose_sample
+from ncvc.corpus.quality.training import train_and_report
+from ncvc.judge import judge
+from ncvc.model.checkpoint import save_model_directory
+from ncvc.model.document_vectors import open_vectors
+from ncvc.model.quality_scorer import open_scorer
+from ncvc.model.transformer import ModelConfig, Transformer
+from ncvc.morphology import build_analyzer
 from ncvc.settings import settings_from
-from ncvc.teacher import ScriptedTeacher
+from ncvc.teachers.teacher import ScriptedTeacher
 from ncvc.tokenizer import SMALLEST_VOCABULARY, Tokenizer, segment_text
 
 CONF = OmegaConf.to_container(OmegaConf.load(CONF_DIRECTORY / "judge.yaml"))
@@ -439,7 +439,7 @@ def test_a_classifier_is_read_and_scores_alike_where_sklearn_and_torch_are_missi
     code = (
         "import sys; sys.modules['sklearn'] = sys.modules['torch'] = None\n"
         "import json, numpy as np\nfrom pathlib import Path\n"
-        "from ncvc.quality_classifier import QualityClassifier\n"
+        "from ncvc.corpus.quality.classifier import QualityClassifier\n"
         f"c = QualityClassifier.load(Path({str(saved)!r}), vectors={IDENTITY!r})\n"
         f"print(json.dumps(c.scores(np.load({str(tmp_path / 'v.npy')!r})).tolist()))"
     )
@@ -627,7 +627,7 @@ def test_the_verb_names_the_setting_that_cannot_be(judging, overrides, told):
 
 
 def test_labelling_says_how_many_have_no_label():
-    from ncvc.corpus.label_log import LabelFile
+    from ncvc.corpus.quality.label_log import LabelFile
 
     rows = ({"key": "a", "label": "high", "rejected": None}, {"key": "b", "label": None, "rejected": "cut off"})
     done = Labelling(file=LabelFile({}, rows), documents=3, failures={"HTTP 500": 1})

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from ncvc.config import CONF_DIRECTORY
-from ncvc.corpus import quality_labels
 from ncvc.corpus.documents import Document
-from ncvc.corpus.label_log import label_sample, read_labels
-from ncvc.corpus.quality_labels import (
+from ncvc.corpus.quality import labels as quality_labels
+from ncvc.corpus.quality.label_log import label_sample, read_labels
+from ncvc.corpus.quality.labels import (
     LabelSettings,
     SampledDocument,
     Verdict,
@@ -33,8 +33,8 @@ from ncvc.corpus.quality_labels import (
     shown_text,
     write_sample,
 )
-from ncvc.teacher import Answer, Failure, Request, ScriptedTeacher, TeacherSettings
-from ncvc.transformers_teacher import open_teacher
+from ncvc.teachers.in_process import open_teacher
+from ncvc.teachers.teacher import Answer, Failure, Request, ScriptedTeacher, TeacherSettings
 
 CONF = OmegaConf.to_container(OmegaConf.load(CONF_DIRECTORY / "judge.yaml"))["labels"]
 TEXT = "".join(SENTENCES[:3])
@@ -308,9 +308,9 @@ def test_a_torn_file_is_healed_and_ends_with_the_same_bytes(tmp_path, cut):
 KILLED = """
 import json, sys, time
 from pathlib import Path
-from ncvc.corpus.label_log import label_sample
-from ncvc.corpus.quality_labels import LabelSettings, read_sample
-from ncvc.teacher import ScriptedTeacher
+from ncvc.corpus.quality.label_log import label_sample
+from ncvc.corpus.quality.labels import LabelSettings, read_sample
+from ncvc.teachers.teacher import ScriptedTeacher
 place, given = Path(sys.argv[1]), json.loads(sys.argv[2])
 teacher = ScriptedTeacher(place / "answers.jsonl")
 answer = teacher._function

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reading import LATIN_1, ROWS, json_lines, parquet, read, zstd
 
-from ncvc.corpus import compressed, problems, readers
 from ncvc.corpus.documents import Document
-from ncvc.corpus.readers import read_documents
+from ncvc.corpus.reading import compressed, problems, readers
+from ncvc.corpus.reading.readers import read_documents
 
 EXPECTED = [("a", ROWS[0]["text"]), ("7", ROWS[1]["text"]), ("{name}:3", ROWS[2]["text"])]
 

@@ -5,9 +5,9 @@ import json
 import pytest
 from test_curation_steps import QUESTION
 
-from ncvc.corpus.certificate import merge_certificate
-from ncvc.corpus.seen_report import ask
-from ncvc.corpus.winnowing import write_fingerprints
+from ncvc.corpus.contamination.certificate import merge_certificate
+from ncvc.corpus.contamination.seen_report import ask
+from ncvc.corpus.contamination.winnowing import write_fingerprints
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from reading import ROWS, json_lines, read
 
-from ncvc.corpus import problems
-from ncvc.corpus.readers import read_documents, source_fingerprint
+from ncvc.corpus.reading import problems
+from ncvc.corpus.reading.readers import read_documents, source_fingerprint
 
 # ---- Nothing to read is an error that names the source and the cure ----
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from synthesis_world import NAMES, answer, exercise, plan, quiet, rows_of, run, settings, textbook, words_for
 from teacher_server import Server, completion
 
-from ncvc.corpus.readers import read_documents
-from ncvc.corpus.synthesis import (
+from ncvc.corpus.reading.readers import read_documents
+from ncvc.corpus.synthesis.checks import Rejection
+from ncvc.corpus.synthesis.plan import (
     PROVENANCE,
     Prompt,
     SynthesisPlan,
@@ -25,11 +26,10 @@ from ncvc.corpus.synthesis import (
     read_topics,
     sentences,
 )
-from ncvc.corpus.synthesis_checks import Rejection
-from ncvc.corpus.synthesis_progress import Progress, duration
-from ncvc.corpus.synthesis_run import synthesize
+from ncvc.corpus.synthesis.progress import Progress, duration
+from ncvc.corpus.synthesis.run import synthesize
 from ncvc.storage import check_file
-from ncvc.teacher import Answer, Failure, Request, ScriptedTeacher
+from ncvc.teachers.teacher import Answer, Failure, Request, ScriptedTeacher
 
 HERE = Path(__file__).resolve().parent
 

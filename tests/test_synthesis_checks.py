@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthesis_world import WORDS, exercise, settings, textbook
 
-from ncvc.corpus.synthesis_checks import (
+from ncvc.corpus.synthesis.checks import (
     LETTERS,
     REASONS,
     BadExercise,

@@ -16,8 +16,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from synthesis_world import answer, bytes_of, plan, quiet, rows_of, run
 
-from ncvc.corpus.synthesis_run import RunSettings, TeacherGone, synthesize
-from ncvc.teacher import Failure, ScriptedTeacher
+from ncvc.corpus.synthesis.run import RunSettings, TeacherGone, synthesize
+from ncvc.teachers.teacher import Failure, ScriptedTeacher
 
 HERE = Path(__file__).resolve().parent
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reading import ROWS, read, zstd
 
-from ncvc.corpus import problems
+from ncvc.corpus.reading import problems
 
 # ---- csv ----
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from teacher_server import Server, ask, chunked, completion, drip, endless, half, half_chunked, reset
 
-from ncvc.served_teacher import OpenAICompatibleTeacher, is_local_address, is_local_host
 from ncvc.synthesize import teachers_of
-from ncvc.teacher import Answer, ChatFormat, Failure, Request, ScriptedTeacher, TeacherSettings, in_order
+from ncvc.teachers.served import OpenAICompatibleTeacher, is_local_address, is_local_host
+from ncvc.teachers.teacher import Answer, ChatFormat, Failure, Request, ScriptedTeacher, TeacherSettings, in_order
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 from teacher_server import ask
 
-from ncvc.teacher import Answer, Failure, Request, TeacherSettings
+from ncvc.teachers.teacher import Answer, Failure, Request, TeacherSettings
 
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% endfor %}"
@@ -40,7 +40,7 @@ def model_directory(tmp_path_factory):
 
 
 def in_process(directory, **changes):
-    from ncvc.transformers_teacher import open_teacher
+    from ncvc.teachers.in_process import open_teacher
 
     plain = {"name": "tiny", "backend": "transformers", "directory": str(directory), "temperature": 1.0}
     return open_teacher(TeacherSettings(**{**plain, **changes}))
@@ -86,7 +86,7 @@ def test_an_answer_depends_on_its_request_and_not_on_its_batch(model_directory):
 
 
 def test_top_p_draws_only_from_the_nucleus_at_the_right_rates():
-    from ncvc.transformers_teacher import _SeededSampling
+    from ncvc.teachers.in_process import _SeededSampling
 
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
     settings = TeacherSettings(name="t", backend="transformers", directory="x", temperature=1.0, top_p=0.9)

@@ -1,7 +1,14 @@
 """Learning pieces: what is counted, what is bounded, and what is the same from one training to the next."""
 
+import functools
+import hashlib
+import math
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +16,7 @@ from hypothesis import strategies as st
 
 from ncvc import unigram
 from ncvc.unigram import Learned, NotEnoughRoomError, learn_pieces
+from ncvc.unigram_scores import ITERATIONS, LEAST_EXPECTED, piece_scores
 
 WORDS = [f"{a}{b}{c}" for a in "心肝腎肺胃" for b in "不全炎癌" for c in ("", "症", "患者", "の治療")]
 SETTINGS = {
@@ -40,11 +48,26 @@ def test_texts_characters_and_distinct_words_are_counted():
 
 
 @pytest.mark.parametrize("coverage", [1.0, 0.999])
-def test_the_same_text_gives_the_same_pieces_in_the_order_of_their_text(coverage):
-    first, second = (learned(texts(), character_coverage=coverage) for _ in range(2))
+def test_the_same_texts_in_any_order_give_the_same_pieces_and_scores_in_the_order_of_their_text(coverage):
+    source = texts()
+    first, second, third = (
+        learned(order, character_coverage=coverage) for order in (source, source[::-1], iter(source))
+    )
     names = [text for text, _ in first.pieces]
-    assert names == sorted(names) == [text for text, _ in second.pieces]
-    assert first.distinct_words == second.distinct_words
+    assert names == sorted(names)
+    assert first == second == third
+
+
+def test_the_same_text_gives_the_same_bytes_in_another_process():
+    program = (
+        "from test_unigram import learned, texts; import hashlib; "
+        "print(hashlib.sha256(repr(learned(texts()).pieces).encode()).hexdigest())"
+    )
+    run = functools.partial(subprocess.run, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+    hashes = {
+        run([sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": seed}).stdout for seed in ("1", "2")
+    }
+    assert hashes == {hashlib.sha256(repr(learned(texts()).pieces).encode()).hexdigest() + "\n"}
 
 
 def test_coverage_leaves_the_rarest_characters_without_a_piece():
@@ -79,10 +102,26 @@ def test_an_impossible_coverage_is_refused(coverage):
         learned(texts(), character_coverage=coverage)
 
 
-def test_an_iterator_cannot_be_read_twice():
-    with pytest.raises(ValueError, match="read once"):
-        learned(iter(texts()), character_coverage=0.99)
-    assert learned(iter(texts())).texts == 60
+def test_only_the_most_frequent_words_reach_the_training(monkeypatch):
+    monkeypatch.setattr(unigram, "TRAINED_WORDS", 0)
+    counts = unigram._WordCounts()
+    counts.add("心不全 心不全 心不全 肝炎 肝炎 腎炎 胃癌")
+    assert counts.trained(left_out="", most=3) == {"心不全": 3, "肝炎": 2, "胃癌": 1}
+    assert counts.trained(left_out="肝癌", most=9) == {"心不全": 3, "炎": 2, "胃": 1, "腎炎": 1}
+    few = learned([*texts(), "鬱血 鬱血"], most_pieces=60)
+    assert len(few.pieces) <= 60
+
+
+def test_the_training_reads_every_word_as_often_as_it_was_seen():
+    words = {"心不全": 2500, "肝炎": 2, "癌": 1}
+    shown = list(unigram._shown(words, most_paired=0, max_piece_length=16))
+    assert Counter(word for text in shown for word in text.split()) == words
+    assert max(map(len, shown)) <= 4_000
+    paired = list(unigram._shown({"心不全": 6, "肝炎": 3, "腎炎": 3, "癌": 99}, most_paired=9, max_piece_length=16))
+    pairs = [text for text in paired if " " not in text]
+    assert pairs and all(
+        text in {a + b for a in ("心不全", "肝炎", "腎炎") for b in ("心不全", "肝炎", "腎炎")} for text in pairs
+    )
 
 
 @settings(deadline=None, max_examples=50)
@@ -98,7 +137,6 @@ def test_counts_stay_bounded_and_no_character_is_lost_by_forgetting(source, most
         unigram.MOST_WORDS = previous
     assert counts.characters() == Counter(c for text in source for c in text if not c.isspace())
     everything = {word for text in source for word in text.split()}
-    counts.frequent(most=5, max_length=16)
     assert counts.distinct <= len(everything) and (counts.distinct == len(everything) or len(everything) > most // 2)
 
 
@@ -113,8 +151,46 @@ def test_forgetting_is_rare_though_every_word_is_seen_often(monkeypatch):
     assert len(calls) <= 1000 // 50
 
 
-def test_words_are_let_go_before_the_training_itself():
-    counts = unigram._WordCounts()
-    counts.add("心不全 心不全 心不全 肝炎")
-    assert counts.frequent(most=5, max_length=16) == [("心不全", 3)]
-    assert not counts.words and counts.distinct == 2
+@settings(deadline=None, max_examples=60)
+@given(
+    st.dictionaries(st.text("あいうえ", min_size=1, max_size=5), st.integers(1, 50), min_size=1, max_size=8),
+    st.sets(st.text("あいうえ", min_size=2, max_size=3), max_size=8),
+)
+def test_scores_are_those_of_summing_over_every_segmentation(words, longer):
+    pieces = sorted({*"あいうえ", *longer})
+    found = piece_scores(pieces, words)
+    assert found == pytest.approx(plain_scores(pieces, words), abs=1e-9)
+
+
+def test_scores_are_a_probability_and_words_of_any_kind_do_no_harm():
+    pieces = ["あ", "い", "あい", "never"]
+    scores = piece_scores(pieces, {"あい": 5, "あ": 1, "か": 3, "": 2, "い" * 500: 9, "い" * 24: 2})
+    assert sum(map(math.exp, scores)) == pytest.approx(1)
+    assert min(scores) == scores[3]
+    assert piece_scores([], {"あ": 1}) == []
+    assert len(piece_scores(["あ"], {})) == 1
+
+
+def segmentations(word: str, pieces: list[str]) -> list[list[str]]:
+    """Every way to write `word` as pieces."""
+    if not word:
+        return [[]]
+    firsts = [piece for piece in pieces if word.startswith(piece)]
+    return [[first, *rest] for first in firsts for rest in segmentations(word[len(first) :], pieces)]
+
+
+def plain_scores(pieces: list[str], words: dict[str, int]) -> list[float]:
+    """Expectation maximisation as the textbook has it: every segmentation of every word by its probability."""
+    ways = {word: segmentations(word, pieces) for word in words}
+    start = {p: sum(n * word.startswith(p, k) for word, n in words.items() for k in range(len(word))) for p in pieces}
+    chance = {piece: max(count / sum(start.values()), 1e-12) for piece, count in start.items()}
+    for _ in range(ITERATIONS):
+        expected = dict.fromkeys(pieces, 0.0)
+        for word, count in words.items():
+            weights = [math.prod(chance[piece] for piece in way) for way in ways[word]]
+            for way, weight in zip(ways[word], weights, strict=True):
+                for piece in way:
+                    expected[piece] += count * weight / sum(weights)
+        kept = {piece: max(value, LEAST_EXPECTED) for piece, value in expected.items()}
+        chance = {piece: value / sum(kept.values()) for piece, value in kept.items()}
+    return [math.log(chance[piece]) for piece in pieces]

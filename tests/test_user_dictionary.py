@@ -12,14 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from ncvc.analyzer_files import VARIABLE, analyzer_files, sha256_of
-from ncvc.config import CONF_DIRECTORY
-from ncvc.corpus.cleaning import Cleaner
-from ncvc.lexicon import Entry, LexiconSettings, read_lexicon
-from ncvc.lexicon_report import as_table, whole_names_report
-from ncvc.morphology import analyzer_from_identity, build_analyzer, check_identity
-from ncvc.tokenizer import METADATA_FILE, Tokenizer, segment_text
-from ncvc.user_dictionary import (
+from ncvc.analyzers.files import VARIABLE, analyzer_files, sha256_of
+from ncvc.analyzers.lexicon import Entry, LexiconSettings, read_lexicon
+from ncvc.analyzers.lexicon_report import as_table, whole_names_report
+from ncvc.analyzers.user_dictionary import (
     CONTEXT,
     UserDictionary,
     build_user_dictionary,
@@ -27,6 +23,10 @@ from ncvc.user_dictionary import (
     user_dictionary_file,
     whole_names,
 )
+from ncvc.config import CONF_DIRECTORY
+from ncvc.corpus.cleaning import Cleaner
+from ncvc.morphology import analyzer_from_identity, build_analyzer, check_identity
+from ncvc.tokenizer import METADATA_FILE, Tokenizer, segment_text
 
 NAMES = [
     *("急性心筋梗塞後", "慢性心不全", "非小細胞肺癌", "COVID-19", "HBV既感染", "右中大脳動脈閉塞症", "糖尿病"),

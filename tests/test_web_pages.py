@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reading import read
 
-from ncvc.corpus import compressed, problems
-from ncvc.corpus.problems import BadRowError
-from ncvc.corpus.web_archives import read_responses
-from ncvc.corpus.web_pages import WebPages, WebPageSettings, decode_page
+from ncvc.corpus.reading import compressed, problems
+from ncvc.corpus.reading.problems import BadRowError
+from ncvc.corpus.reading.web_archives import read_responses
+from ncvc.corpus.reading.web_pages import WebPages, WebPageSettings, decode_page
 
 pytest.importorskip("trafilatura")
 pytest.importorskip("warcio")

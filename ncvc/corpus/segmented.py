@@ -28,10 +28,10 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from ncvc.analyzer_files import analyzer_files, remember_files
+from ncvc.analyzers.files import analyzer_files, remember_files
 from ncvc.corpus.cleaning import Cleaner
 from ncvc.corpus.documents import Document
-from ncvc.corpus.readers import ReadProblem, find_source_files, read_documents, source_fingerprint
+from ncvc.corpus.reading.readers import ReadProblem, find_source_files, read_documents, source_fingerprint
 from ncvc.morphology import Analyzer, analyzer_from_identity
 from ncvc.processes import exit_with_parent, without_main_module
 from ncvc.storage import (

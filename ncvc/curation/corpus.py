@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ncvc.analyzer_files import DICTIONARY, USER_DICTIONARY
+from ncvc.analyzers.files import DICTIONARY, USER_DICTIONARY
 from ncvc.preparation import Source
 from ncvc.storage import read_manifest
 

@@ -27,9 +27,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ncvc.analyzer_files import copy_analyzer_files
+from ncvc.analyzers.files import copy_analyzer_files
 from ncvc.corpus.cleaning import Cleaner
-from ncvc.corpus.privacy import Masker
+from ncvc.corpus.personal.masking import Masker
 from ncvc.corpus.segmented import FORMAT as STORE_FORMAT
 from ncvc.corpus.segmented import VERSION as STORE_VERSION
 from ncvc.curation.corpus import FORMAT, VERSION
@@ -204,7 +204,7 @@ def _refine(run: _Run, shards: list[Shard]) -> None:
 
 def _exact(run: _Run, shards: list[Shard]) -> list[dict[int, str]]:
     """Rows of each refined shard that repeat an earlier text; none for sources that are not deduplicated."""
-    from ncvc.corpus.deduplication import decide_exact
+    from ncvc.corpus.duplicates.deduplication import decide_exact
 
     rows: list[dict[int, str]] = [{} for _ in shards]
     if run.settings.deduplication is None or not run.settings.deduplication.exact:
@@ -221,7 +221,7 @@ def _near(run: _Run, shards: list[Shard], exact: list[dict[int, str]]) -> list[d
     settings = run.settings.deduplication
     if settings is None or not settings.minhash:
         return [{} for _ in shards]
-    from ncvc.corpus.deduplication import minhash_stages, near_duplicates
+    from ncvc.corpus.duplicates.deduplication import minhash_stages, near_duplicates
     from ncvc.curation import steps
 
     paths = [run.work / "refined" / f"{rank:05d}.jsonl" for rank in range(len(shards))]
@@ -267,7 +267,7 @@ def _finish(run: _Run, shards: list[Shard], exact: list[dict[int, str]], near: l
         steps.Segment(run.identities["analyzer"]),
     ]
     if run.settings.contamination is not None and run.settings.contamination.enabled:
-        from ncvc.corpus.contamination import WindowIndex
+        from ncvc.corpus.contamination.index import WindowIndex
 
         index = run.work / "benchmarks.index"
         if not index.exists():
@@ -316,7 +316,7 @@ def _close(run: _Run, units: list[Unit], shards: list[Shard], output: Path) -> N
         }
         manifest["fingerprint"] = key_of([run.identities, sources])
         if run.settings.certificate:
-            from ncvc.corpus.certificate import merge_certificate
+            from ncvc.corpus.contamination.certificate import merge_certificate
 
             merge_certificate(
                 [steps.fingerprint_file(run.work / "certificate", rank) for rank in range(len(shards))],

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ncvc.corpus.layouts import build_layout
-from ncvc.corpus.readers import require_packages
-from ncvc.corpus.sources import SourceFile, find_source_files
+from ncvc.corpus.reading.layouts import build_layout
+from ncvc.corpus.reading.readers import require_packages
+from ncvc.corpus.reading.sources import SourceFile, find_source_files
 from ncvc.curation.settings import Source
 
 UNIT_BYTES = 64_000_000

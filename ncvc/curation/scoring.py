@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from datatrove.data import Document, DocumentsPipeline
 
+from ncvc.corpus.quality.classifier import QualityClassifierSettings, is_kept
 from ncvc.curation.plan import Shard
 from ncvc.curation.steps import EachBatch, drop
-from ncvc.quality_classifier import QualityClassifierSettings, is_kept
 
 
 class Score(EachBatch):

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ncvc.corpus.contamination import ContaminationSettings
-from ncvc.corpus.deduplication import DeduplicationSettings
-from ncvc.corpus.privacy import PrivacySettings
-from ncvc.corpus.quality import QualitySettings
-from ncvc.quality_classifier import QualityClassifierSettings
+from ncvc.corpus.contamination.index import ContaminationSettings
+from ncvc.corpus.duplicates.deduplication import DeduplicationSettings
+from ncvc.corpus.personal.masking import PrivacySettings
+from ncvc.corpus.quality.classifier import QualityClassifierSettings
+from ncvc.corpus.quality.rules import QualitySettings
 from ncvc.settings import settings_from
 
 Group = TypeVar("Group")
@@ -22,9 +22,9 @@ Group = TypeVar("Group")
 class SourceSettings:
     """One raw source. Sources listed first keep their copy of a text that several have.
 
-    ``path`` is a file or folder; ``layout`` how a row holds its text (see `ncvc.corpus.readers`), with ``options`` of
-    that layout; ``kind`` and ``domain`` are for the data card and the mixture; ``license`` and ``origin`` are told in
-    the card. ``privacy`` and ``quality`` are groups of settings, null leaves that step out.
+    ``path`` is a file or folder; ``layout`` how a row holds its text (`ncvc.corpus.reading.layouts`), with ``options``
+    of that layout; ``kind`` and ``domain`` are for the data card and the mixture; ``license`` and ``origin`` are told
+    in the card. ``privacy`` and ``quality`` are groups of settings, null leaves that step out.
     """
 
     path: str

@@ -22,14 +22,14 @@ from typing import Any
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 
-from ncvc.analyzer_files import analyzer_files, remember_files
-from ncvc.corpus import readers
+from ncvc.analyzers.files import analyzer_files, remember_files
 from ncvc.corpus.cleaning import Cleaner
-from ncvc.corpus.contamination import WindowIndex
-from ncvc.corpus.deduplication import exact_key
-from ncvc.corpus.privacy import Masker, PrivacySettings
-from ncvc.corpus.quality import QualityRules, QualitySettings
-from ncvc.corpus.winnowing import FingerprintWriter
+from ncvc.corpus.contamination.index import WindowIndex
+from ncvc.corpus.contamination.winnowing import FingerprintWriter
+from ncvc.corpus.duplicates.deduplication import exact_key
+from ncvc.corpus.personal.masking import Masker, PrivacySettings
+from ncvc.corpus.quality.rules import QualityRules, QualitySettings
+from ncvc.corpus.reading import readers
 from ncvc.curation.plan import Shard, Unit
 from ncvc.curation.settings import Source
 from ncvc.morphology import Analyzer, analyzer_from_identity

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from ncvc.corpus.characters import SPACE
-from ncvc.quality_classifier import VectorSettings
+from ncvc.corpus.quality.classifier import VectorSettings
 from ncvc.storage import check_file, file_record, read_manifest
 
 LENGTH_STEP = 32  # tokens; the lengths that a batch can have are its multiples

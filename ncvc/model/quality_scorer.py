@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ncvc.corpus.quality.classifier import QualityClassifier, QualityClassifierSettings
 from ncvc.model.document_vectors import open_vectors
-from ncvc.quality_classifier import QualityClassifier, QualityClassifierSettings
 
 
 def open_scorer(settings: QualityClassifierSettings) -> Callable[[Sequence[str]], np.ndarray]:

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from ncvc.corpus.cleaning import Cleaner
-from ncvc.corpus.deduplication import DeduplicationSettings, minhash_stages, rows_to_remove
+from ncvc.corpus.duplicates.deduplication import DeduplicationSettings, minhash_stages, rows_to_remove
 
 EDITS = (0.0, 0.005, 0.01, 0.02)
 

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 
 from ncvc.config import CONF_DIRECTORY
 from ncvc.corpus.cleaning import Cleaner
-from ncvc.corpus.quality import QualityRules, QualitySettings
+from ncvc.corpus.quality.rules import QualityRules, QualitySettings
 
 
 def our_reasons(preset: str) -> Callable[[str], str | None]:

@@ -24,10 +24,10 @@ from pathlib import Path
 
 from tokenizers import NormalizedString, PreTokenizedString
 
+from ncvc.analyzers.lexicon import LexiconSettings, read_lexicon
+from ncvc.analyzers.user_dictionary import build_user_dictionary
 from ncvc.corpus.cleaning import Cleaner
-from ncvc.lexicon import LexiconSettings, read_lexicon
 from ncvc.morphology import build_analyzer
-from ncvc.user_dictionary import build_user_dictionary
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 TEXTS = [DATA / "general_text" / "wiki_ja.jsonl.gz", DATA / "medical_text" / "wiki_medical.jsonl.gz"]

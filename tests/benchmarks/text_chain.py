@@ -34,7 +34,7 @@ from cleaning_filters import as_filters
 from sudachipy import Dictionary
 
 from ncvc.corpus.cleaning import Cleaner
-from ncvc.corpus.readers import read_documents
+from ncvc.corpus.reading.readers import read_documents
 from ncvc.corpus.segmented import open_segmented, segment_source
 from ncvc.morphology import Analyzer, SudachiAnalyzer, build_analyzer
 from ncvc.tokenizer import Tokenizer, segment_text

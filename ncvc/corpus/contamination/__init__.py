@@ -1,0 +1,1 @@
+"""Benchmark texts in a corpus: found before training, and asked about after it."""

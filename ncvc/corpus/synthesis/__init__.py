@@ -1,0 +1,1 @@
+"""Text written by teachers, with its provenance."""
