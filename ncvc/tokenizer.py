@@ -17,8 +17,9 @@ at most `word_ids.CACHE_WORDS` of them); raw text at the speed of the analyser. 
 distinct words, not the length of the text.
 
 What it does not do: split special tokens out of text, add a space of its own, or share one object between
-threads (see `morphology`). Two trainings on the same text, in any order, give the same bytes as long as the `tokenizers`
-package finds the same pieces, as it always did so far (see `unigram`); another version of it may not: ship the files.
+threads (see `morphology`). Two trainings on the same text, in any order, give the same bytes as long as the
+`tokenizers` package finds the same pieces, as it always did so far (see `unigram`); another version of it may not:
+ship the files.
 """
 
 from __future__ import annotations

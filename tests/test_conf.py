@@ -10,7 +10,11 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from ncvc.config import CONF_DIRECTORY, problems_of
+from ncvc.corpus.personal.masking import PrivacySettings
+from ncvc.corpus.quality.rules import QualitySettings
+from ncvc.curation.settings import curation_from, executor_from
 from ncvc.model.initialization import VARIANTS
+from ncvc.settings import settings_from
 
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIRECTORY / "experiment").glob("*.yaml"))
 TRAINERS = sorted(path.stem for path in (CONF_DIRECTORY / "trainer").glob("*.yaml"))
@@ -164,3 +168,41 @@ def test_bench_plan_prints_the_reports_arithmetic():
     assert "50.33 B" in printed  # R57
     days = float(re.search(r"([\d.]+) days on 4 GPU", printed)[1])
     assert days == pytest.approx(14.0, abs=0.6)  # R68: 74.4 of 364 TFLOP/s per GPU
+
+
+# --- the programs of the corpus
+@pytest.mark.parametrize("corpus", ["single", "report", "demo_shared"])
+def test_every_corpus_is_a_curation_whose_sources_keep_their_order(composed, corpus):
+    config = composed(
+        f"corpus={corpus}", *(["corpus.sources.text.path=a"] if corpus == "single" else []), root="curate"
+    )
+    values = OmegaConf.to_container(config, resolve=True)
+    settings = curation_from(values)
+    written = OmegaConf.load(CONF_DIRECTORY / "corpus" / f"{corpus}.yaml").sources
+    assert [source.name for source in settings.sources] == list(written)
+    assert settings.deduplication.exact and settings.deduplication.minhash
+    assert settings.contamination.enabled == (corpus == "demo_shared")
+    assert settings.classifier is None
+
+
+@pytest.mark.parametrize("kind", ["local", "ray", "slurm"])
+def test_every_executor_is_one_that_curation_knows(composed, kind):
+    chosen = composed(f"executor={kind}", *(["executor.partition=cpu"] if kind == "slurm" else []), root="curate")
+    assert executor_from(OmegaConf.to_container(chosen.executor, resolve=True)).kind == kind
+
+
+def test_slurm_without_a_partition_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"executor\.partition=None"):
+        executor_from({"kind": "slurm", "time": "1:00:00"})
+
+
+@pytest.mark.parametrize("root", sorted(path.stem for path in CONF_DIRECTORY.glob("*.yaml")))
+def test_every_program_composes(composed, root):
+    assert composed(root=root)
+
+
+@pytest.mark.parametrize("group", ["privacy", "quality"])
+def test_every_preset_of_a_source_can_be_built(group):
+    kind = {"privacy": PrivacySettings, "quality": QualitySettings}[group]
+    for path in sorted((CONF_DIRECTORY / group).glob("*.yaml")):
+        assert settings_from(kind, OmegaConf.to_container(OmegaConf.load(path)), path=group)

@@ -19,6 +19,7 @@ import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import ncvc.morphology
 import ncvc.unigram
 import ncvc.word_ids
 from ncvc.corpus.cleaning import Cleaner
@@ -264,6 +265,31 @@ def test_special_names_in_the_training_text_do_not_shift_the_ids(cleaner, analyz
     assert len(set(odd.pieces)) == odd.vocab_size == 900
     assert odd.decode(odd.encode_segmented(texts[0])) == texts[0].replace(" ", "")
     assert min(odd.encode_segmented(texts[0])) >= 260
+
+
+# --- the fast path ---
+@relaxed
+@given(st.one_of(anything, typed, st.text("あア心臓。！? \u2581…㍿a1\ud800\n", max_size=80)))
+def test_words_written_by_the_analyser_are_the_words_of_its_list(analyzer, text):
+    for line in text.split("\n"):
+        assert analyzer.segment_joined(line) == " ".join(analyzer.segment(line))
+        assert analyzer.segment_joined(line) == " ".join(analyzer.segment(line)), "remembered"
+
+
+def test_long_and_refused_lines_are_the_same_too_and_remembered_sentences_bounded(analyzer, monkeypatch):
+    for line in ("㍿" * 12_000, "心不全の" * 9_000, "\ud800" + "あ" * 1_200 + "。" + "…" * 50, " 患者 は "):
+        assert analyzer.segment_joined(line) == " ".join(analyzer.segment(line))
+    monkeypatch.setattr(ncvc.morphology, "KEPT_SENTENCES", 5)
+    fresh = build_analyzer()
+    for number in range(50):
+        assert fresh.segment_joined(f"{number}例。") == " ".join(fresh.segment(f"{number}例。"))
+        assert len(fresh._joined) <= 5
+
+
+@relaxed
+@given(st.lists(st.one_of(anything, typed), max_size=6))
+def test_a_batch_gives_the_ids_of_each_text(tokenizer, texts):
+    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
 
 
 # --- the cache ---

@@ -12,6 +12,7 @@ strings, `tokenizers` with Sudachi as its pre-tokenizer, `encode_batch_fast`, Me
 """
 
 import argparse
+import contextlib
 import csv
 import itertools
 import json
@@ -29,6 +30,7 @@ from pathlib import Path
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import hojichar
+import psutil
 import tokenizers
 from cleaning_filters import as_filters
 from sudachipy import Dictionary
@@ -347,15 +349,13 @@ def workers(texts: list[str], arguments: argparse.Namespace) -> None:
 
 
 SEGMENT = """
-import resource, sys
+import sys
 from pathlib import Path
 from ncvc.corpus.cleaning import Cleaner
 from ncvc.corpus.segmented import segment_source
 from ncvc.morphology import build_analyzer
 segment_source(Path(sys.argv[1]), output=Path(sys.argv[2]), cleaner=Cleaner(),
     analyzer_identity=build_analyzer().identity, workers=int(sys.argv[3]), progress=False)
-peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-print(*peaks)
 """
 
 
@@ -372,6 +372,21 @@ def varied(texts: list[str], megabytes: float) -> Iterator[str]:
         yield text
 
 
+def watched(command: list[str]) -> tuple[float, float]:
+    """Run a program; the most resident memory (MB) of itself and of any process it started, seen twice a second."""
+    running = psutil.Popen(command)
+    own = others = 0.0
+    while running.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            own = max(own, running.memory_info().rss / 1e6)
+            for child in running.children(recursive=True):
+                others = max(others, child.memory_info().rss / 1e6)
+        time.sleep(0.5)
+    if running.returncode:
+        raise subprocess.CalledProcessError(running.returncode, command)
+    return own, others
+
+
 def memory(texts: list[str], arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -379,8 +394,7 @@ def memory(texts: list[str], arguments: argparse.Namespace) -> None:
             write_jsonl(varied(arguments.every, megabytes), root / "text.jsonl")
             started = time.perf_counter()
             command = [sys.executable, "-c", SEGMENT, str(root / "text.jsonl"), str(root / "store"), "2"]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            parent, worker = map(float, done.stdout.split())
+            parent, worker = watched(command)
             wall = time.perf_counter() - started
             store = open_segmented(root / "store")
             line(
