@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from conftest import REPOSITORY, SENTENCES
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from test_curation import curated, dropped
 
 from ncvc.config import CONF_DIRECTORY
 from ncvc.corpus.cleaning import Cleaner
@@ -44,6 +46,7 @@ from ncvc.corpus.quality.forest import Forest
 from ncvc.corpus.quality.label_log import Labelling, label_sample, read_labels
 from ncvc.corpus.quality.labels import LabelSettings, choose_sample
 from ncvc.corpus.quality.training import train_and_report
+from ncvc.corpus.segmented import open_segmented
 from ncvc.judge import judge
 from ncvc.model.checkpoint import save_model_directory
 from ncvc.model.document_vectors import open_vectors
@@ -581,6 +584,13 @@ def test_the_verb_labels_trains_and_reports_and_a_curation_scores_with_the_resul
                 directory=settings.directory, threshold=0.5, vectors=vector_settings(model, max_tokens=32)
             )
         )
+    chosen = {"directory": settings.directory, "threshold": 0.5, "vectors": asdict(settings.vectors)}
+    source = {"text": {"path": str(tmp_path / "source.jsonl")}}
+    folder = curated(source, tmp_path / "home", classifier=chosen, deduplication=None)
+    gone = [record for record in dropped(folder) if record["stage"] == "classifier"]
+    assert {record["reason"] for record in gone} == {"low quality"} and 100 <= len(gone) <= 120
+    kept = [found.cleaned for found in open_segmented(folder / "stores" / "text").documents()]
+    assert np.mean(["経過は良好であった" in text for text in kept]) > 0.95
 
 
 def test_the_verb_repeated_asks_nothing_again_and_gives_the_same_bytes(judging, tmp_path, capsys):
