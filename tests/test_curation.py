@@ -133,6 +133,34 @@ def test_a_finished_corpus_is_found_and_not_made_again(whole, sources):
     assert not list(whole.parent.glob(".*.work"))
 
 
+def test_a_source_that_changes_while_it_is_read_is_refused_and_nothing_of_it_is_kept(sources, tmp_path, monkeypatch):
+    from ncvc.curation import pipeline
+
+    path = tmp_path / "changing.jsonl"
+    path.write_bytes(Path(sources["general"]["path"]).read_bytes())
+    run_stage = pipeline.run_stage
+
+    def changing(stage, **settings):
+        run_stage(stage, **settings)
+        path.write_bytes(path.read_bytes() + b'{"text": "\xe8\xbf\xbd\xe8\xa8\x98"}\n')
+
+    monkeypatch.setattr(pipeline, "run_stage", changing)
+    with pytest.raises(ValueError, match="changed while it was read"):
+        curated({"general": {"path": str(path)}}, tmp_path / "home")
+    assert not list((tmp_path / "home" / "curated").iterdir())
+
+
+def test_ctrl_c_ends_within_seconds_and_the_next_call_goes_on(sources, unbroken, tmp_path):
+    words = command(tmp_path, sources, "executor.workers=2")
+    running = subprocess.Popen(words, cwd=REPOSITORY, env=program_environment(tmp_path), stderr=subprocess.DEVNULL)
+    while running.poll() is None and not list(tmp_path.glob("curated/.*/stages/refine/completions/*")):
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(timeout=20) != 0
+    assert run_command(tmp_path, words).returncode == 0
+    assert contents(finished_in(tmp_path)) == contents(unbroken)
+
+
 def test_another_rule_makes_another_folder(whole, sources):
     assert curated(sources, whole.parent.parent, cleaning="literal") != whole
 

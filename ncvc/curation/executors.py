@@ -59,9 +59,13 @@ class Workers:
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+    def __exit__(self, kind: type[BaseException] | None, *others: object) -> None:
+        if self._pool is None:
+            return
+        if kind is KeyboardInterrupt:  # a task may take a minute more, and what it has not finished is done again
+            for process in list((self._pool._processes or {}).values()):
+                process.kill()
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def submit(self, run_rank: Callable[[int], None], rank: int) -> Future[None]:
         """Have ``run_rank(rank)`` run in one of them."""

@@ -93,6 +93,12 @@ def curate_corpus(settings: CurationSettings, *, executor: ExecutorSettings, hom
     with _held(work), Workers(executor.num_workers) as workers:
         run = _Run(settings, executor, workers, work, identities, progress)
         shards = _read(run, units)
+        if _identities(settings, home=home, progress=progress) != identities:
+            shutil.rmtree(work)
+            raise ValueError(
+                f"a source of corpus {settings.name} changed while it was read; leave the files as they are and start "
+                "again. What was read is removed, because it may be of both states."
+            )
         _refine(run, shards)
         exact = _exact(run, shards)
         near = _near(run, shards, exact)

@@ -37,6 +37,7 @@ from ncvc.storage import file_record, write_json
 from ncvc.tokenizer import segment_text
 
 EXCERPT_CHARACTERS = 160
+FAILED = "failed"
 _PROGRESS_SECONDS = 1.0
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 256, 2_000_000
 
@@ -94,7 +95,7 @@ class EachDocument(Counted):
                 except MemoryError:
                     raise
                 except Exception as error:  # one document must not cost the hours spent on the others
-                    drop(document, stage=self.name, reason="failed", detail=f"{type(error).__name__}: {error}")
+                    drop(document, stage=self.name, reason=FAILED, detail=f"{type(error).__name__}: {error}")
                 seconds += time.perf_counter() - started
                 kept += "drop" not in document.metadata
             yield document
@@ -442,7 +443,8 @@ def _drop_record(document: Document, *, source: str) -> dict[str, Any]:
         "row": metadata.get("row"),
         **metadata["drop"],
         "bytes": len(document.text.encode("utf-8", "surrogatepass")),
-        "excerpt": document.text[:EXCERPT_CHARACTERS],
+        # where a step failed, personal data may not be masked yet
+        "excerpt": "" if metadata["drop"]["reason"] == FAILED else document.text[:EXCERPT_CHARACTERS],
     }
 
 
