@@ -199,7 +199,7 @@ def test_a_second_curation_of_the_same_corpus_is_refused_while_the_first_runs(so
     work.mkdir(parents=True)
     with (work / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(OSError, match="another curation is at work"):
+        with pytest.raises(ValueError, match="a curation is running there already"):
             curated(sources, tmp_path / "home")
 
 

@@ -13,7 +13,9 @@ VERBS = {
 HYDRA_AWARE = {"ncvc.config", "ncvc.command_line", "ncvc.sweep_launcher"}
 TENSOR_NOUNS = {"ncvc.model", "ncvc.planning", "ncvc.environment", "ncvc.run_folder", "ncvc.analysis"}
 TENSOR_NOUNS |= {"ncvc.teachers.in_process", "ncvc.curation.scoring"}
-DATATROVE_STEPS = {"ncvc.curation.steps", "ncvc.curation.scoring", "ncvc.curation.local"}  # imported inside functions
+DATATROVE_STEPS = {  # imported inside functions
+    f"ncvc.curation.{name}" for name in ("step", "steps", "reading_steps", "writing_steps", "scoring", "local")
+}
 ASSEMBLERS = {"ncvc.curation.pipeline"}  # may name a tensor noun, inside a function
 HEAVY = {"flash_attn", "deepspeed", "pyarrow", "zstandard", "transformers", "datatrove", "fugashi", "umap"}
 HEAVY |= {"ray", "sklearn", "trafilatura", "warcio", "vibrato", "hojichar", "matplotlib"}

@@ -29,6 +29,7 @@ from ncvc.curation.settings import ExecutorSettings
 from ncvc.processes import exit_with_parent, without_main_module
 
 _POLL_SECONDS = 0.5
+_PRELOADED = [f"ncvc.curation.{name}" for name in ("local", "steps", "reading_steps", "writing_steps")]
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Workers:
             method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
             context = multiprocessing.get_context(method)
             if method == "forkserver":
-                context.set_forkserver_preload(["ncvc.curation.local", "ncvc.curation.steps"])
+                context.set_forkserver_preload(_PRELOADED)
             self._pool = ProcessPoolExecutor(max_workers=self.number, mp_context=context, initializer=exit_with_parent)
         return self._pool
 

@@ -17,19 +17,18 @@ done, 1.2 times after.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ncvc.analyzers.files import copy_analyzer_files
 from ncvc.corpus.cleaning import Cleaner
 from ncvc.corpus.personal.masking import Masker
+from ncvc.corpus.quality.rules import QualityRules
 from ncvc.corpus.segmented import FORMAT as STORE_FORMAT
 from ncvc.corpus.segmented import VERSION as STORE_VERSION
 from ncvc.curation.corpus import FORMAT, VERSION
@@ -40,6 +39,7 @@ from ncvc.curation.statistics import write_statistics
 from ncvc.morphology import build_analyzer
 from ncvc.preparation import known_fingerprint
 from ncvc.storage import atomic_directory, require_free_space, write_manifest
+from ncvc.supervision import held
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ def curate_corpus(settings: CurationSettings, *, executor: ExecutorSettings, hom
     work = output.with_name(f".{output.name}.work")
     raw_bytes = sum(unit.num_bytes for unit in units)
     require_free_space(output.parent, 4 * raw_bytes, what=f"curating {raw_bytes:,} stored bytes of {settings.name}")
-    with _held(work), Workers(executor.num_workers) as workers:
+    with held(work, lock=".lock", what="a curation"), Workers(executor.num_workers) as workers:
         run = _Run(settings, executor, workers, work, identities, progress)
         shards = _read(run, units)
         if _identities(settings, home=home, progress=progress) != identities:
@@ -106,20 +106,6 @@ def curate_corpus(settings: CurationSettings, *, executor: ExecutorSettings, hom
         _close(run, units, shards, output)
     shutil.rmtree(work, ignore_errors=True)
     return output
-
-
-@contextlib.contextmanager
-def _held(work: Path) -> Iterator[None]:
-    """The work folder for this process alone; the lock goes with the process."""
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OSError(
-                f"another curation is at work in {work}; wait for it, or set another corpus.name or NCVC_HOME."
-            ) from error
-        yield
 
 
 def _identities(settings: CurationSettings, *, home: Path, progress: bool) -> dict[str, Any]:
@@ -152,12 +138,12 @@ def _identities(settings: CurationSettings, *, home: Path, progress: bool) -> di
 
 # --- stages
 def _read(run: _Run, units: list[Unit]) -> list[Shard]:
-    from ncvc.curation import steps
+    from ncvc.curation import reading_steps, writing_steps
 
     folder = run.folder("raw")
     shard_bytes = int(run.settings.shard_megabytes * 1e6)
-    reader = steps.ReadUnit(units, run.settings.sources, progress_folder=run.progress_of("read"))
-    writer = steps.WriteShards(folder, units, run.names, shard_bytes=shard_bytes)
+    reader = reading_steps.ReadUnit(units, run.settings.sources, progress_folder=run.progress_of("read"))
+    writer = writing_steps.WriteShards(folder, units, run.names, shard_bytes=shard_bytes)
     run.run(Stage("read", [reader, writer], len(units), [unit.num_bytes for unit in units]))
     shards = read_shards(folder, num_units=len(units))
     for number in range(len(run.settings.sources)):
@@ -187,13 +173,13 @@ def _nothing(run: _Run, units: list[Unit], number: int) -> str:
 
 
 def _refine(run: _Run, shards: list[Shard]) -> None:
-    from ncvc.curation import steps
+    from ncvc.curation import reading_steps, steps, writing_steps
 
     sources = list(enumerate(run.settings.sources))
-    privacy = {number: source.privacy for number, source in sources if source.privacy is not None}
-    quality = {number: source.quality for number, source in sources if source.quality is not None}
+    privacy = {number: Masker(source.privacy) for number, source in sources if source.privacy is not None}
+    quality = {number: QualityRules(source.quality) for number, source in sources if source.quality is not None}
     chain: list[Any] = [
-        steps.ReadShard([shard.path for shard in shards], progress_folder=run.progress_of("refine")),
+        reading_steps.ReadShard([shard.path for shard in shards], progress_folder=run.progress_of("refine")),
         *([steps.Mask(privacy, shards)] if privacy else []),
         steps.Clean(run.settings.cleaning),
         *([steps.Mask(privacy, shards)] if privacy else []),
@@ -204,7 +190,7 @@ def _refine(run: _Run, shards: list[Shard]) -> None:
 
         chosen = [source.settings.classify for source in run.settings.sources]
         chain.append(Score(run.settings.classifier, shards, chosen))
-    chain.append(steps.WriteRefined(run.folder("refined"), shards, run.names))
+    chain.append(writing_steps.WriteRefined(run.folder("refined"), shards, run.names))
     run.run(Stage("refine", chain, len(shards), [shard.num_bytes for shard in shards]))
 
 
@@ -228,12 +214,12 @@ def _near(run: _Run, shards: list[Shard], exact: list[dict[int, str]]) -> list[d
     if settings is None or not settings.minhash:
         return [{} for _ in shards]
     from ncvc.corpus.duplicates.deduplication import minhash_stages, near_duplicates
-    from ncvc.curation import steps
+    from ncvc.curation import reading_steps, steps
 
     paths = [run.work / "refined" / f"{rank:05d}.jsonl" for rank in range(len(shards))]
     taking_part = [run.settings.sources[shard.source].settings.deduplicate for shard in shards]
     reading: list[Any] = [
-        steps.ReadShard(paths, progress_folder=run.progress_of("signatures")),
+        reading_steps.ReadShard(paths, progress_folder=run.progress_of("signatures")),
         steps.DropRows(exact, name="exact duplicates", reason="same text"),
         steps.Kept(taking_part),
     ]
@@ -262,12 +248,12 @@ def store_files(run_work: Path, shards: list[Shard], names: list[str]) -> list[P
 
 
 def _finish(run: _Run, shards: list[Shard], exact: list[dict[int, str]], near: list[dict[int, str]]) -> None:
-    from ncvc.curation import steps
+    from ncvc.curation import reading_steps, steps, writing_steps
 
     paths = [run.work / "refined" / f"{rank:05d}.jsonl" for rank in range(len(shards))]
     names = [run.names[shard.source] for shard in shards]
     chain: list[Any] = [
-        steps.ReadShard(paths, progress_folder=run.progress_of("finish")),
+        reading_steps.ReadShard(paths, progress_folder=run.progress_of("finish")),
         steps.DropRows(exact, name="exact duplicates", reason="same text"),
         steps.DropRows(near, name="near duplicates", reason="nearly the same text"),
         steps.Segment(run.identities["analyzer"]),
@@ -286,14 +272,14 @@ def _finish(run: _Run, shards: list[Shard], exact: list[dict[int, str]], near: l
     if run.settings.certificate:
         chain.append(steps.Certify(run.folder("certificate")))
     files = store_files(run.work, shards, run.names)
-    chain.append(steps.WriteStore(run.folder("finished"), files, names))
+    chain.append(writing_steps.WriteStore(run.folder("finished"), files, names))
     run.run(Stage("finish", chain, len(shards), [path.stat().st_size for path in paths]))
 
 
 # --- closing
 def _close(run: _Run, units: list[Unit], shards: list[Shard], output: Path) -> None:
     """Put the finished files under their names, with manifests; hard links, so that a kill here loses nothing."""
-    from ncvc.curation import steps
+    from ncvc.curation import steps, writing_steps
     from ncvc.curation.data_card import drop_counts
 
     files = store_files(run.work, shards, run.names)
@@ -306,9 +292,9 @@ def _close(run: _Run, units: list[Unit], shards: list[Shard], output: Path) -> N
         parts = [run.work / "raw" / f"{rank:05d}.dropped.jsonl" for rank in range(len(units))]
         for stage in ("refined", "finished"):
             parts += [run.work / stage / f"{rank:05d}.dropped.jsonl" for rank in range(len(shards))]
-        steps.concatenate(parts, partial / "dropped.jsonl")
+        writing_steps.concatenate(parts, partial / "dropped.jsonl")
         shared = [run.work / "finished" / f"{rank:05d}.shared.jsonl" for rank in range(len(shards))]
-        steps.concatenate(shared, partial / "contamination.jsonl")
+        writing_steps.concatenate(shared, partial / "contamination.jsonl")
         (partial / "analyzer").mkdir()
         copy_analyzer_files(run.identities["analyzer"], partial / "analyzer")
         manifest: dict[str, Any] = {

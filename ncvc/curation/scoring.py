@@ -13,7 +13,7 @@ from datatrove.data import Document, DocumentsPipeline
 
 from ncvc.corpus.quality.classifier import QualityClassifierSettings, is_kept
 from ncvc.curation.plan import Shard
-from ncvc.curation.steps import EachBatch, drop
+from ncvc.curation.step import EachBatch, drop
 
 
 class Score(EachBatch):
