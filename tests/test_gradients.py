@@ -61,11 +61,16 @@ RECOMPUTED = "module.activation_checkpointing=true"
     [
         *(("cpu", accumulation, []) for accumulation in (1, 4, 32)),
         ("ddp_cpu", 4, []),
-        ("zero2_cpu", 32, []),
         ("zero2_cpu", 4, [SMALL_BUCKETS, RECOMPUTED]),
         *(
             pytest.param(trainer, accumulation, [], marks=pytest.mark.slow)
-            for trainer, accumulation in (("ddp_cpu", 1), ("ddp_cpu", 32), ("zero2_cpu", 1), ("zero2_cpu", 4))
+            for trainer, accumulation in (
+                ("ddp_cpu", 1),
+                ("ddp_cpu", 32),
+                ("zero2_cpu", 1),
+                ("zero2_cpu", 4),
+                ("zero2_cpu", 32),
+            )
         ),
     ],
 )
