@@ -2,7 +2,7 @@
 
 ``plan experiment=...``                  parameters, memory per GPU, FLOPs per token, days at a given MFU; nothing runs
 ``privacy file=...``                     recall and over-masking per type on texts with marked personal data
-``tokenizer tokenizer=... file=...``     characters per token, fertility on medical names, beside two baselines
+``tokenizer tokenizer.directory=...``    characters per token, fertility on medical names, beside two baselines
 ``lexicon lexicon=...``                  share of its names that stay one word in context, per analyser
 ``seen certificate=... file=...``        whether texts were in a corpus, by its certificate
 """
@@ -50,10 +50,10 @@ def tokenizer(config: DictConfig) -> None:
     from ncvc.tokenizer_report import report_on
 
     values = _values(config)
-    documents = read_documents(Path(values["file"]), text_field=values["text_field"], on_problem=print, setting="file")
+    found = read_documents(Path(values["file"]), text_field=values["text_field"], on_problem=print, setting="file")
     chosen = {key: values[key] for key in ("peers", "sample_megabytes")}
-    loaded, texts = Tokenizer.load(Path(values["tokenizer"]).expanduser()), (document.text for document in documents)
-    report = report_on(loaded, texts, names=names_by_kind(values["lexicon"]), **chosen)
+    loaded = Tokenizer.load(Path(values["tokenizer"]["directory"]).expanduser())
+    report = report_on(loaded, (document.text for document in found), names=names_by_kind(values["lexicon"]), **chosen)
     _print(report.as_dict(), report.as_table(), values)
 
 
@@ -62,8 +62,8 @@ def lexicon(config: DictConfig) -> None:
     from ncvc.analyzers.lexicon_report import as_table, report_on_lexicon
 
     values = _values(config)
-    home = Path(values["home"]).expanduser()
-    records = report_on_lexicon(values["lexicon"], analyzers=values["analyzers"], home=home)
+    chosen = {"analyzers": values["analyzers"], "home": Path(values["home"]).expanduser()}
+    records = report_on_lexicon(values["lexicon"], **chosen)
     _print(records, as_table(records), values)
 
 

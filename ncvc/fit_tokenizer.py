@@ -52,7 +52,7 @@ def fit_tokenizer(config: DictConfig) -> Path:
         f"learned from     {facts['texts']:,} documents, {facts['characters']:,} characters\n"
         f"tokenizer        {directory}\n"
         f"to use it        tokenizer.directory={directory}\n"
-        f"to measure it    python -m ncvc.bench tokenizer tokenizer={directory} file=TEXT"
+        f"to measure it    python -m ncvc.bench tokenizer tokenizer.directory={directory} file=TEXT"
     )
     return directory
 
