@@ -185,7 +185,7 @@ def _plainly(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             if is_first_rank():
                 print(stop, file=sys.stderr, flush=True)
             raise SystemExit(stop.exit_code if is_first_rank() else 0) from stop
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ModuleNotFoundError) as error:
             from hydra.core.hydra_config import HydraConfig
 
             folder, where = Path(HydraConfig.get().runtime.output_dir), ""

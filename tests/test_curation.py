@@ -178,6 +178,11 @@ def test_a_missing_source_is_named_by_its_own_setting(sources, tmp_path):
         curated(missing, tmp_path / "home")
 
 
+def test_a_path_that_is_not_set_is_asked_for_by_name():
+    with pytest.raises(ValueError, match=r"corpus\.sources\.text\.path: needed and not set"):
+        settings_of({"text": {"path": "???"}})
+
+
 def test_every_problem_of_the_settings_is_told_at_once(sources):
     wrong = {"general": {**sources["general"], "kinds": "real"}, "notes": {"path": 3}}
     with pytest.raises(ValueError) as caught:

@@ -121,6 +121,9 @@ def source_from(name: str, values: Mapping[str, Any]) -> Source:
         raise ValueError(f"{path}={values!r}: must be a group of settings with at least path: {path}.path=FILE.")
     if not name or name.startswith(".") or "/" in name:
         raise ValueError(f"corpus.sources: {name!r} names a folder; use letters, digits, - and _.")
+    missing = [key for key, value in values.items() if value == "???"]
+    if missing:
+        raise ValueError(f"{path}.{missing[0]}: needed and not set; set {path}.{missing[0]}=FILE_OR_FOLDER.")
     settings = settings_from(SourceSettings, values, path=path)
     return Source(
         name=name,

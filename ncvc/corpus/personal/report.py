@@ -17,6 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -178,13 +179,13 @@ def measure(
     path: str | Path,
     *,
     settings: PrivacySettings,
-    peers: bool = True,
+    peers: bool | None = None,
     half: Literal["all", "even", "odd"] = "all",
 ) -> Report:
     """Measure `settings` on the marked texts of `path`; `half` takes only the texts of even or odd number (from 0).
 
-    With `peers` also HojiChar's masker on the same texts. Raises `ValueError` for a file without texts, `OSError` for
-    one that cannot be read."""
+    With `peers` also HojiChar's masker on the same texts (None: where it is installed). Raises `ValueError` for a file
+    without texts, `OSError` for one that cannot be read."""
     texts = list(read_marked(path))
     if half not in ("all", "even", "odd"):
         raise ValueError(f"half={half!r} is not known; set all, even or odd")
@@ -194,7 +195,7 @@ def measure(
         raise ValueError(f"{path} holds no marked text; give a file of JSON lines with text and phi")
     masker = Masker(settings)
     finders: dict[str, Finder] = {"ncvc": masker.find}
-    if peers:
+    if peers or (peers is None and find_spec("hojichar") is not None):
         finders["hojichar"] = hojichar_finder()
     speed, rows = {}, []
     size = sum(len(text.encode("utf-8", "surrogatepass")) for text, _ in texts) / 1e6
