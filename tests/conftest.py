@@ -15,6 +15,11 @@ from omegaconf import DictConfig
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ncvc.config import CONF_DIRECTORY, register_with_hydra
+from ncvc.corpus.cleaning import Cleaner
+from ncvc.model.checkpoint import save_model_directory
+from ncvc.model.transformer import ModelConfig, Transformer
+from ncvc.morphology import build_analyzer
+from ncvc.tokenizer import SMALLEST_VOCABULARY, Tokenizer, segment_text
 
 REPOSITORY = CONF_DIRECTORY.parent
 
@@ -66,6 +71,15 @@ def write_source(path: Path, *, documents: int = 60) -> Path:
     return path
 
 
+TINY_SHAPE = {  # of the smallest network that the tests build by hand
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 8,
+}
+
 TINY = [
     "model.vocab_size=1024",
     "model.hidden_size=32",
@@ -113,6 +127,24 @@ def run_program(home: Path, source: Path, *overrides: str, timeout: float = 240)
         env=program_environment(home),
         timeout=timeout,
     )
+
+
+def write_tiny_model(folder: Path) -> Path:
+    """A model directory with a network of 32 numbers a token and a tokenizer of a few sentences."""
+    cleaner, analyzer, size = Cleaner(), build_analyzer(), SMALLEST_VOCABULARY + 160
+    segmented = [segment_text(cleaner(text), analyzer=analyzer) for text in SENTENCES * 5]
+    with pytest.warns(UserWarning, match="unused"):
+        tokenizer = Tokenizer.train(segmented, vocab_size=size, cleaner=cleaner, analyzer=analyzer, progress=False)
+    tokenizer.save(folder / "tokenizer")
+    network = Transformer(ModelConfig(vocab_size=size, context_length=128, **TINY_SHAPE), seed=3)
+    save_model_directory(
+        folder / "model",
+        config=network.config,
+        weights=network.state_dict(),
+        tokenizer=folder / "tokenizer",
+        training={},
+    )
+    return folder / "model"
 
 
 @pytest.fixture

@@ -7,15 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SENTENCES
+from conftest import SENTENCES, write_tiny_model
 
-from ncvc.corpus.cleaning import Cleaner
 from ncvc.corpus.quality.classifier import VectorSettings
 from ncvc.model.checkpoint import load_model_directory, save_model_directory
 from ncvc.model.document_vectors import CHARACTERS_PER_TOKEN, open_vectors
-from ncvc.model.transformer import ModelConfig, Transformer
-from ncvc.morphology import build_analyzer
-from ncvc.tokenizer import SMALLEST_VOCABULARY, Tokenizer, segment_text
 
 TEXTS = [
     SENTENCES[0],
@@ -29,27 +25,11 @@ TEXTS = [
     "▁▁",
     "😀\x00𠮷",
 ]
-SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
 
 
 @pytest.fixture(scope="module")
 def ncvc_model(tmp_path_factory) -> Path:
-    """A model directory with a network of 32 numbers and a tokenizer of a few sentences."""
-    folder = tmp_path_factory.mktemp("ncvc")
-    cleaner, analyzer, size = Cleaner(), build_analyzer(), SMALLEST_VOCABULARY + 160
-    segmented = [segment_text(cleaner(text), analyzer=analyzer) for text in SENTENCES * 5]
-    with pytest.warns(UserWarning, match="unused"):
-        tokenizer = Tokenizer.train(segmented, vocab_size=size, cleaner=cleaner, analyzer=analyzer, progress=False)
-    tokenizer.save(folder / "tokenizer")
-    model = Transformer(ModelConfig(vocab_size=size, context_length=128, **SHAPE), seed=3)
-    save_model_directory(
-        folder / "model",
-        config=model.config,
-        weights=model.state_dict(),
-        tokenizer=folder / "tokenizer",
-        training={},
-    )
-    return folder / "model"
+    return write_tiny_model(tmp_path_factory.mktemp("ncvc_model"))
 
 
 def write_transformers_model(folder: Path, kind: str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, SENTENCES
+from conftest import REPOSITORY, SENTENCES, write_tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -48,17 +48,12 @@ from ncvc.corpus.quality.labels import LabelSettings, choose_sample
 from ncvc.corpus.quality.training import train_and_report
 from ncvc.corpus.segmented import open_segmented
 from ncvc.judge import judge
-from ncvc.model.checkpoint import save_model_directory
 from ncvc.model.document_vectors import open_vectors
 from ncvc.model.quality_scorer import open_scorer
-from ncvc.model.transformer import ModelConfig, Transformer
-from ncvc.morphology import build_analyzer
 from ncvc.settings import settings_from
 from ncvc.teachers.teacher import ScriptedTeacher
-from ncvc.tokenizer import SMALLEST_VOCABULARY, Tokenizer, segment_text
 
 CONF = OmegaConf.to_container(OmegaConf.load(CONF_DIRECTORY / "judge.yaml"))
-SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
 
 
 def forest_settings(**changes) -> ForestSettings:
@@ -84,21 +79,7 @@ def prose_and_salad(number: int) -> list[Document]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    cleaner, analyzer, size = Cleaner(), build_analyzer(), SMALLEST_VOCABULARY + 160
-    segmented = [segment_text(cleaner(text), analyzer=analyzer) for text in SENTENCES * 5]
-    with pytest.warns(UserWarning, match="unused"):
-        tokenizer = Tokenizer.train(segmented, vocab_size=size, cleaner=cleaner, analyzer=analyzer, progress=False)
-    tokenizer.save(folder / "tokenizer")
-    network = Transformer(ModelConfig(vocab_size=size, context_length=128, **SHAPE), seed=3)
-    save_model_directory(
-        folder / "model",
-        config=network.config,
-        weights=network.state_dict(),
-        tokenizer=folder / "tokenizer",
-        training={},
-    )
-    return folder / "model"
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 def vector_settings(model: Path, **changes) -> VectorSettings:

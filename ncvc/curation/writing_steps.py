@@ -7,11 +7,11 @@ inside functions only.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
@@ -19,7 +19,7 @@ from datatrove.pipeline.base import PipelineStep
 from ncvc.corpus.duplicates.deduplication import exact_key
 from ncvc.curation.plan import Shard, Unit
 from ncvc.curation.step import FAILED
-from ncvc.storage import file_record, write_json
+from ncvc.storage import file_record, whole_file, write_json
 
 EXCERPT_CHARACTERS = 160
 
@@ -28,13 +28,15 @@ def _line(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
 
 
+def _where(document: Document, *, source: str) -> dict[str, Any]:
+    metadata = document.metadata
+    return {"source": source, "id": document.id, "file": metadata.get("file"), "row": metadata.get("row")}
+
+
 def _drop_record(document: Document, *, source: str) -> dict[str, Any]:
     metadata = document.metadata
     return {
-        "source": source,
-        "id": document.id,
-        "file": metadata.get("file"),
-        "row": metadata.get("row"),
+        **_where(document, source=source),
         **metadata["drop"],
         "bytes": len(document.text.encode("utf-8", "surrogatepass")),
         # where a step failed, personal data may not be masked yet
@@ -45,10 +47,7 @@ def _drop_record(document: Document, *, source: str) -> dict[str, Any]:
 def _share_record(document: Document, *, source: str) -> dict[str, Any]:
     metadata = document.metadata
     return {
-        "source": source,
-        "id": document.id,
-        "file": metadata.get("file"),
-        "row": metadata.get("row"),
+        **_where(document, source=source),
         "action": "dropped" if "drop" in metadata else "cut",
         "matches": metadata["matches"],
     }
@@ -59,14 +58,13 @@ class _WholeFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-        self._handle: Any = None
+        self._opened = contextlib.ExitStack()
+        self._handle: IO[bytes] | None = None
         self.documents = self.bytes = 0
 
     def write(self, line: bytes) -> None:
         if self._handle is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._handle = self._partial.open("wb")
+            self._handle = self._opened.enter_context(whole_file(self.path))
         self._handle.write(line)
         self.documents += 1
         self.bytes += len(line)
@@ -75,10 +73,7 @@ class _WholeFile:
         if self._handle is None:
             self.path.unlink(missing_ok=True)
             return False
-        self._handle.flush()
-        os.fsync(self._handle.fileno())
-        self._handle.close()
-        self._partial.replace(self.path)
+        self._opened.close()
         return True
 
 
@@ -153,21 +148,13 @@ class WriteRefined(PipelineStep):
         if not kept.close():
             kept.path.write_bytes(b"")  # an empty shard keeps its number
         drops.close()
-        _write_whole(self.folder / f"{rank:05d}.keys", b"".join(keys))
+        with whole_file(self.folder / f"{rank:05d}.keys") as handle:
+            handle.write(b"".join(keys))
         write_json(
             self.folder / f"{rank:05d}.json",
             {"source": source, "documents": len(keys), "bytes": text_bytes, "masked": dict(sorted(masked.items()))},
         )
         return iter(())
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    with partial.open("wb") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-    partial.replace(path)
 
 
 class WriteStore(PipelineStep):

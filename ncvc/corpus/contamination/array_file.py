@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ncvc.storage import sync
+from ncvc.storage import whole_file
 
 _MAGIC = b"ncvc-arrays 1\n"
 _ALIGNMENT = 64
@@ -46,18 +45,10 @@ def write(
     }
     line = json.dumps(record, ensure_ascii=True, sort_keys=True).encode() + b"\n"
     line = line[:-1] + b" " * _padding(len(_MAGIC) + len(line)) + b"\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("wb") as handle:
-            handle.write(_MAGIC + line)
-            for data in _contents(arrays):
-                handle.write(data)
-        sync(partial)
-        partial.replace(path)
-        sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as handle:
+        handle.write(_MAGIC + line)
+        for data in _contents(arrays):
+            handle.write(data)
 
 
 def _padding(size: int) -> int:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ncvc.corpus.duplicates.minhash import MinHasher, bucket_keys, estimated_similarity, sketches, without_white_space
+from ncvc.storage import whole_file
 
 KEY_BYTES = 16
 _BATCH_CHARACTERS = 1 << 18
@@ -314,10 +314,5 @@ def _removed_path(folder: Path, shard: int) -> Path:
 
 def _save(path: Path, array: np.ndarray) -> None:
     """Write an array, complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    with partial.open("wb") as handle:
+    with whole_file(path) as handle:
         np.save(handle, np.ascontiguousarray(array), allow_pickle=False)
-        handle.flush()
-        os.fsync(handle.fileno())
-    partial.replace(path)
