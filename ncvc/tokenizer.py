@@ -47,6 +47,8 @@ from ncvc.word_ids import WordIds
 FORMAT_VERSION = 1
 BEGIN_OF_TEXT, END_OF_TEXT, NEWLINE, UNKNOWN = "<|begin_of_text|>", "<|end_of_text|>", "\n", "<unk>"
 BEGIN_ID, END_ID, NEWLINE_ID, UNKNOWN_ID, FIRST_BYTE_ID, FIRST_PIECE_ID = 0, 1, 2, 3, 4, 260
+# Added behind all others when a model learns to chat (R74); see `ncvc.chat`
+ROLE_TOKENS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 # Pieces every tokenizer has, seen in training or not: digits, Latin letters, kana and the common marks of
 # clinical notes.
 INITIAL_ALPHABET = (
@@ -84,9 +86,11 @@ class Tokenizer:
         analyzer: Analyzer | None = None,
         training: Mapping[str, Any] | None = None,
         files_folder: Path | None = None,
+        added_tokens: Sequence[str] = (),
     ) -> None:
-        """`pieces` is the whole vocabulary, text and score by id. The analyser is opened at the first
-        `encode` if none is given, with the files that its identity names (user dictionaries) from `files_folder`."""
+        """`pieces` is the whole vocabulary, text and score by id; its last entries are the `added_tokens`, which no
+        text gives. The analyser is opened at the first `encode` if none is given, with the files that its identity
+        names (user dictionaries) from `files_folder`."""
         self.cleaner = cleaner
         self.analyzer_identity = dict(analyzer_identity)
         self.training = dict(training or {})
@@ -100,14 +104,41 @@ class Tokenizer:
             vocab_size=self.vocab_size,
             newline_id=NEWLINE_ID,
         )
-        self._bytes = _decoding_table(self.pieces)
-        self.character_counts = _character_counts(self.pieces)
-        self.fingerprint = hashlib.sha256(
-            json.dumps(
-                [FORMAT_VERSION, pieces, cleaner.identity, self.analyzer_identity],  # not how a package writes them
-                sort_keys=True,
-            ).encode()
-        ).hexdigest()
+        self.added_tokens = tuple(added_tokens)
+        if self.added_tokens != self.pieces[self.vocab_size - len(self.added_tokens) :]:
+            raise ValueError(f"the vocabulary does not end in its added tokens {', '.join(self.added_tokens)}")
+        special = [BEGIN_OF_TEXT, END_OF_TEXT, NEWLINE, *self.added_tokens]
+        self._special_ids = {text: self.pieces.index(text) for text in special}
+        silent = {BEGIN_ID, END_ID, UNKNOWN_ID, *range(self.vocab_size - len(self.added_tokens), self.vocab_size)}
+        silent |= {id for id, piece in enumerate(self.pieces) if piece.startswith(_UNUSED)}
+        self._bytes = _decoding_table(self.pieces, silent)
+        self.character_counts = _character_counts(self.pieces, silent)
+        identity = [FORMAT_VERSION, pieces, cleaner.identity, self.analyzer_identity]  # not how a package writes them
+        if self.added_tokens:
+            identity.append(self.added_tokens)
+        self.fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def id_of(self, token: str) -> int:
+        """The id of a special token: begin, end, newline or an added one. Raises `ValueError` for another."""
+        if token not in self._special_ids:
+            raise ValueError(f"{token!r} is no special token of this tokenizer; it has {', '.join(self._special_ids)}")
+        return self._special_ids[token]
+
+    def with_added_tokens(self, tokens: Sequence[str]) -> Tokenizer:
+        """This tokenizer with further ids behind its own, which only a caller can place and which decode to nothing.
+
+        Raises `ValueError` for a token that is an ordinary piece already."""
+        if taken := [token for token in tokens if token in self.pieces]:
+            raise ValueError(f"{', '.join(taken)}: the vocabulary has it already; train the tokenizer again")
+        return Tokenizer(
+            [*self._scored, *((token, NEVER_CHOSEN) for token in tokens)],
+            cleaner=self.cleaner,
+            analyzer_identity=self.analyzer_identity,
+            analyzer=self._analyzer,
+            training=self.training,
+            files_folder=self._files_folder,
+            added_tokens=(*self.added_tokens, *tokens),
+        )
 
     @property
     def analyzer(self) -> Analyzer:
@@ -123,6 +154,7 @@ class Tokenizer:
             "analyzer_identity": self.analyzer_identity,
             "training": self.training,
             "files_folder": self._files_folder,
+            "added_tokens": self.added_tokens,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -212,7 +244,10 @@ class Tokenizer:
         model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         model.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Replace(SPACE, " ")])
         model.add_special_tokens(
-            [AddedToken(token, normalized=False, special=True) for token in (BEGIN_OF_TEXT, END_OF_TEXT)]
+            [
+                AddedToken(token, normalized=False, special=True)
+                for token in (BEGIN_OF_TEXT, END_OF_TEXT, *self.added_tokens)
+            ]
         )
         model.add_tokens([AddedToken(NEWLINE, normalized=False, special=False)])
         return model.to_str()
@@ -238,6 +273,7 @@ class Tokenizer:
             "analyzer": self.analyzer_identity,
             "sha256": {MODEL_FILE: hashlib.sha256(model.encode("utf-8")).hexdigest()},
             "training": self.training,
+            **({"added_tokens": list(self.added_tokens)} if self.added_tokens else {}),
         }
         _write_whole(directory / MODEL_FILE, model)
         _write_whole(directory / METADATA_FILE, json.dumps(metadata, ensure_ascii=False, indent=2) + "\n")
@@ -279,6 +315,7 @@ class Tokenizer:
             analyzer_identity=facts["analyzer"],
             training=facts.get("training"),
             files_folder=directory,
+            added_tokens=facts.get("added_tokens", ()),
         )
         if tokenizer.fingerprint != facts["fingerprint"] or tokenizer.vocab_size != facts["vocab_size"]:
             raise ValueError(
@@ -291,7 +328,12 @@ class Tokenizer:
     # --- text and ids
     def encode(self, text: str) -> list[int]:
         """Raw text to ids: cleaned, segmented, looked up. No begin or end id is added."""
-        return self.encode_segmented(segment_text(self.cleaner(text), analyzer=self.analyzer))
+        return self.encode_segmented(self.segment(text))
+
+    def segment(self, text: str) -> str:
+        """Raw text to cleaned text whose words are joined by one space: what `encode_segmented` and an exported
+        tokenizer take."""
+        return segment_text(self.cleaner(text), analyzer=self.analyzer)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each raw text, as `encode` gives them. Cleans all, then segments all, then looks all up: the
@@ -338,29 +380,25 @@ def _fixed_entries() -> list[tuple[str, float]]:
 
 def _choose(learned: list[tuple[str, float]], room: int) -> list[tuple[str, float]]:
     """At most `room` pieces in the order of their text: the initial alphabet, then the most probable."""
-    reserved = {text for text, _ in _fixed_entries()}
+    reserved = {*(text for text, _ in _fixed_entries()), *ROLE_TOKENS.values()}
     scores = {text: score for text, score in learned if text not in reserved and not text.startswith(_UNUSED)}
     alphabet = set(INITIAL_ALPHABET)
     ranked = sorted(scores, key=lambda text: (text not in alphabet, -scores[text], text))
     return [(text, scores[text]) for text in sorted(ranked[:room])]
 
 
-def _decoding_table(pieces: tuple[str, ...]) -> list[bytes]:
-    """The bytes each id stands for; empty for entries that stand for no text."""
-    table = [piece.replace(SPACE, " ").encode() for piece in pieces]
-    for id, piece in enumerate(pieces):
-        if id in (BEGIN_ID, END_ID, UNKNOWN_ID) or piece.startswith(_UNUSED):
-            table[id] = b""
+def _decoding_table(pieces: tuple[str, ...], silent: set[int]) -> list[bytes]:
+    """The bytes each id stands for; empty for the `silent` entries, which stand for no text."""
+    table = [b"" if id in silent else piece.replace(SPACE, " ").encode() for id, piece in enumerate(pieces)]
     table[FIRST_BYTE_ID:FIRST_PIECE_ID] = [bytes([byte]) for byte in range(256)]
     return table
 
 
-def _character_counts(pieces: tuple[str, ...]) -> np.ndarray:
+def _character_counts(pieces: tuple[str, ...], silent: set[int]) -> np.ndarray:
     """Characters of cleaned text per id [vocab_size]: 0 for special and unused entries, 1 for the first byte
     of a character, 0 for the rest."""
     counts = np.array([len(piece) for piece in pieces], dtype=np.int64)
-    counts[[BEGIN_ID, END_ID, UNKNOWN_ID]] = 0
-    counts[[id for id, piece in enumerate(pieces) if piece.startswith(_UNUSED)]] = 0
+    counts[list(silent)] = 0
     counts[FIRST_BYTE_ID:FIRST_PIECE_ID] = [0 if 0x80 <= byte < 0xC0 else 1 for byte in range(256)]
     return counts
 

@@ -342,11 +342,13 @@ class Transformer(nn.Module):
         document_ids: torch.Tensor | None = None,
         cache: KeyValueCache | None = None,
         maps: dict[int, torch.Tensor] | None = None,
+        noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Normalized output of the last layer, [B, T, d].
 
         ``document_ids`` [B, T] (consecutive numbers) keeps attention inside each document and restarts positions.
         ``cache`` continues a sequence. ``maps`` is filled with the attention maps of the layers whose keys it holds.
+        ``noise`` [B, T, d] is added to the scaled embedding (NEFTune, R81).
         Raises ``ValueError`` when the sequence would pass ``context_length``.
         """
         if cache is not None and document_ids is not None:
@@ -366,6 +368,8 @@ class Transformer(nn.Module):
             cosine, sine = cosine[positions].unsqueeze(1), sine[positions].unsqueeze(1)  # [B, 1, T, D]
         context = Context(cosine=cosine, sine=sine, document_ids=document_ids, cache=cache, maps=maps)
         x = self.embedding(input_ids) * self.config.embedding_multiplier
+        if noise is not None:
+            x = x + noise.to(x.dtype)
         for layer in self.layers:
             if self.activation_checkpointing and self.training:
                 x = checkpoint(layer, x, context, use_reentrant=False)
@@ -376,10 +380,15 @@ class Transformer(nn.Module):
         return self.final_norm(x)
 
     def loss(
-        self, input_ids: torch.Tensor, labels: torch.Tensor, *, document_ids: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        document_ids: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Summed next-token cross entropy in nats (R63); ``labels`` [B, T] are the next tokens, already shifted."""
-        hidden = self._head_input(self.hidden_states(input_ids, document_ids=document_ids))
+        hidden = self._head_input(self.hidden_states(input_ids, document_ids=document_ids, noise=noise))
         return linear_cross_entropy(hidden, self.head.weight, labels.flatten())
 
     def token_losses(
