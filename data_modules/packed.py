@@ -153,9 +153,7 @@ class PackedDataModule(lightning.LightningDataModule):
 
     def samples_of(self, step: int) -> list[tuple[int, int]]:
         """Absolute ranges [first, end) of the samples of optimizer step ``step`` (counted from 0)."""
-        numbers = self.order.sample_numbers(step * self.batch_size, self.batch_size)
-        cuts = np.flatnonzero(np.diff(numbers) != 1) + 1
-        return [(int(part[0]), int(part[-1]) + 1) for part in np.split(numbers, cuts)]
+        return self.order.sample_ranges(step * self.batch_size, self.batch_size)
 
     def documents_of(self, step: int) -> list[dict[str, Any]]:
         """For every row of optimizer step ``step`` (from 0): source, window, and the documents it holds tokens of.
@@ -199,6 +197,27 @@ class PackedDataModule(lightning.LightningDataModule):
     def train_tokens(self) -> int:
         """Unique training tokens over all sources."""
         return sum(windows.token_file.tokens for windows in self.windows)
+
+    def tokens_seen(self, step: int) -> int:
+        """Tokens of steps 0 to ``step`` (excluded)."""
+        return step * self.batch_size * self.context_length
+
+    def record(self) -> dict[str, Any]:
+        """What ``data.json`` says of these data besides fingerprints and folders."""
+        return {"train_tokens": self.train_tokens, "windows": [len(windows) for windows in self.windows]}
+
+    def description(self, max_steps: int) -> str:
+        """The line about these data that a run prints at its start."""
+        epochs = self.tokens_seen(max_steps) / max(1, self.train_tokens)
+        return (
+            f"{self.train_tokens:,} unique training tokens; {max_steps:,} steps of {self.batch_size} x "
+            f"{self.context_length} tokens ({epochs:.1f} epochs)"
+        )
+
+    def rows_of(self, step: int, micro_step: int, *, rank: int, world_size: int) -> list[list[tuple[int, int, int]]]:
+        """What each row of a micro-batch holds: (place in the step, first position, end); here one whole window."""
+        first = (micro_step * world_size + rank) * self.micro_batch_size
+        return [[(first + row, 0, self.context_length)] for row in range(self.micro_batch_size)]
 
     def micro_batch(self, step: int, micro_step: int, *, rank: int, world_size: int) -> dict[str, Any]:
         """Micro-batch ``micro_step`` of optimizer step ``step`` for one rank; tensors are [micro_batch_size, T]."""
@@ -285,7 +304,7 @@ class StepLoader:
     ``len`` is their number in the whole run (known lengths keep Lightning from fetching ahead of the step).
     """
 
-    def __init__(self, data: PackedDataModule, *, trainer: lightning.Trainer) -> None:
+    def __init__(self, data: lightning.LightningDataModule, *, trainer: lightning.Trainer) -> None:
         self.data, self.trainer = data, trainer
 
     def __len__(self) -> int:

@@ -8,6 +8,7 @@ import math
 import sys
 import time
 from abc import ABC, abstractmethod
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from tqdm import tqdm
 
 from lit_modules.causal_lm import CausalLM
 from lit_modules.strategies import full_precision_weights
+from ncvc.chat import Message, encode_prompt, has_chat_tokens
 from ncvc.environment import peak_memory_bytes, peak_of_this_machine
+from ncvc.model.base import base_weights
 from ncvc.model.checkpoint import save_model_directory
 from ncvc.model.generation import generate
+from ncvc.model.lora import adapted_network, merged_weights
 from ncvc.planning import flops_per_token
 
 
@@ -65,16 +69,25 @@ class TrainingMonitor(EveryStep):
         super().__init__()
         self.every_n_steps, self.peak_tflops = every_n_steps, peak_tflops
         self.bar: tqdm | None = None
+        self.marked_tokens: int | None = None  # seen by marked_step; counted when the first figures are due
 
     def on_train_start(self, trainer: lightning.Trainer, module: CausalLM) -> None:
         super().on_train_start(trainer, module)
         self.peak, self.peak_name = peak_of_this_machine(module.device, given=self.peak_tflops)
         self.flops = flops_per_token(module.network.config).causal
         self.started, self.mark, self.marked_step = time.monotonic(), time.monotonic(), trainer.global_step
-        self.first_step = trainer.global_step
+        self.first_step, self.marked_tokens = trainer.global_step, None
         if trainer.is_global_zero:
             named = f"MFU is measured against {self.peak_name}: {self.peak:.2f} TFLOP/s per device"
             print(named, flush=True)
+            if module.lora is not None:
+                sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.network.parameters()]
+                adapters, total = sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+                print(
+                    f"LoRA: {adapters:,} parameters are trained ({adapters / total:.2%}), gradients and optimizer "
+                    f"states of {12 * adapters / 2**20:,.1f} MiB instead of {12 * (total - adapters) / 2**20:,.1f} MiB",
+                    flush=True,
+                )
             add_text(trainer, "speed/peak", named)
             live = sys.stderr.isatty()
             self.bar = tqdm(
@@ -96,13 +109,15 @@ class TrainingMonitor(EveryStep):
         recent = list(module.guard.since(self.marked_step))
         loss, norm = sum(figures.loss for figures in recent) / max(1, len(recent)), recent[-1].gradient_norm
         now = time.monotonic()
-        tokens_per_step = module.tokens_per_step
-        rate = (step - self.marked_step) * tokens_per_step / max(1e-9, now - self.mark)
+        tokens = trainer.datamodule.tokens_seen(step)
+        if self.marked_tokens is None:
+            self.marked_tokens = trainer.datamodule.tokens_seen(self.marked_step)
+        rate = (tokens - self.marked_tokens) / max(1e-9, now - self.mark)
         figures = {
             "train/loss": loss,
             "train/gradient_norm": norm,
             "train/learning_rate": module.learning_rate,
-            "train/tokens_seen": float(step * tokens_per_step),
+            "train/tokens_seen": float(tokens),
             "speed/tokens_per_second": rate,
             "speed/mfu": rate * self.flops / (self.peak * 1e12 * trainer.world_size),
             "memory/peak_gib": peak_memory_bytes(module.device) / 2**30,
@@ -111,7 +126,7 @@ class TrainingMonitor(EveryStep):
             * (trainer.max_steps - step)
             / 3600,
         }
-        self.mark, self.marked_step = now, step
+        self.mark, self.marked_step, self.marked_tokens = now, step, tokens
         if trainer.logger is not None:
             trainer.logger.log_metrics(figures, step=step)
         if self.bar is not None:
@@ -121,6 +136,7 @@ class TrainingMonitor(EveryStep):
     def rewound(self, *, step: int, keep_spikes_from: int) -> None:
         super().rewound(step=step, keep_spikes_from=keep_spikes_from)
         self.started, self.mark, self.marked_step, self.first_step = time.monotonic(), time.monotonic(), step, step
+        self.marked_tokens = None
         if self.bar is not None:
             self.bar.update(step - self.bar.n)
 
@@ -162,7 +178,8 @@ class HeldOutReport(Callback):
 class TextSamples(EveryStep):
     """Continues fixed prompts every ``every_n_steps`` steps and at the end, to TensorBoard and the terminal.
 
-    ``every_n_steps=null`` samples only at the end. Sampling has its own generator, so training does not notice.
+    Where the tokenizer knows roles, a prompt is a user's turn and the answer is shown after it. ``every_n_steps=null``
+    samples only at the end. Sampling has its own generator, so training does not notice.
     """
 
     def __init__(
@@ -188,10 +205,13 @@ class TextSamples(EveryStep):
         """Generate once from the current weights (rank 0 only: nothing here talks to other ranks)."""
         tokenizer = trainer.datamodule.tokenizer
         for prompt in self.prompts:
-            ids = [tokenizer.begin_id, *tokenizer.encode(prompt)]
+            chat = has_chat_tokens(tokenizer)
+            turns = [Message("user", prompt)]
+            ids = encode_prompt(turns, tokenizer=tokenizer) if chat else [tokenizer.begin_id, *tokenizer.encode(prompt)]
             with trainer.precision_plugin.forward_context(), torch.compiler.set_stance("force_eager"):
                 new = generate(module.network, ids, end_id=tokenizer.end_id, seed=trainer.global_step, **self.settings)
-            self.texts[prompt] = tokenizer.decode([*ids, *new])
+            whole = tokenizer.decode([*ids, *new])
+            self.texts[prompt] = f"{prompt}\n-> {tokenizer.decode(new)}" if chat else whole
             add_text(trainer, f"samples/{prompt}", self.texts[prompt])
 
 
@@ -213,6 +233,10 @@ class SaveModelDirectory(Callback):
         weights = full_precision_weights(module.network, strategy=trainer.strategy)
         if trainer.is_global_zero:
             data = trainer.datamodule
+            if module.lora is not None:
+                if module.base is not None and module.network.embedding.weight.dtype != torch.float32:
+                    weights |= base_weights(module.base, module.network.config, seed=module.seed)[0]  # not rounded
+                weights = merged_weights(adapted_network(module.network.config, module.lora, weights))
             save_model_directory(
                 self.directory,
                 config=module.network.config,
@@ -220,9 +244,11 @@ class SaveModelDirectory(Callback):
                 tokenizer=data.prepared.tokenizer,
                 training={
                     "steps": trainer.global_step,
-                    "tokens_seen": trainer.global_step * module.tokens_per_step,
+                    "tokens_seen": trainer.datamodule.tokens_seen(trainer.global_step),
                     "data_fingerprint": data.fingerprint,
                     "seed": module.seed,
+                    **module.origin,
+                    **({} if module.lora is None else {"lora": asdict(module.lora)}),
                     **{name: value for name, value in module.held_out.items() if math.isfinite(value)},
                 },
             )

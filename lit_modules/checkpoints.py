@@ -11,6 +11,7 @@ import json
 import math
 import time
 import uuid
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import lightning
 
 from lit_modules.callbacks import EveryStep, HeldOutReport
 from lit_modules.causal_lm import CausalLM
-from lit_modules.live_state import applied_updates, live_slices, restore_slices, set_position, set_schedule
+from lit_modules.live_state import applied_updates, live_slices, restore_slices, set_position, set_schedule, trained
 from lit_modules.records import StepRecords
 from lit_modules.watchdog import long_phase, watchdog_of
 from ncvc.checkpoints import (
@@ -182,7 +183,7 @@ class RunCheckpoints(EveryStep):
             if trainer.is_global_zero:
                 require_free_space(
                     self.directory,
-                    _BYTES_PER_PARAMETER * module.network.config.num_parameters,
+                    _BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in trained(module.network).values()),
                     what=f"the checkpoint of step {step}",
                 )
             state = self._state(trainer, module)
@@ -223,6 +224,9 @@ class RunCheckpoints(EveryStep):
             "samples_seen": step * trainer.datamodule.batch_size,
             "updates": applied_updates(trainer.strategy),
             "model": module.network.config.to_dict(),
+            "lora": None if module.lora is None else asdict(module.lora),
+            "base": None if module.base is None else str(module.base.absolute()),
+            "origin": module.origin,
             "identity": self.run.identity,
             "layout": self.run.layout,
             "skip": trainer.datamodule.skip,
@@ -231,7 +235,7 @@ class RunCheckpoints(EveryStep):
             "callbacks": {name: state for name, state in states.items() if state},
             "probe": probe(module.network, context=trainer.precision_plugin.forward_context()),
             "held_out": {name: value for name, value in module.held_out.items() if math.isfinite(value)},
-            "tokens_seen": step * module.tokens_per_step,
+            "tokens_seen": trainer.datamodule.tokens_seen(step),
             "data_fingerprint": trainer.datamodule.fingerprint,
             "environment": self.run.environment,
         }

@@ -3,7 +3,8 @@
 A checkpoint knows parameters by name and flat ranges, never ranks or partitions (``ncvc/model/training_state.py``).
 Here each strategy says which ranges this rank holds: under ZeRO its partition of the fp32 master weights and moments,
 otherwise an even share of what every rank has. So two ranks can read what one wrote, and DDP what ZeRO wrote, bit for
-bit. Also: the schedule and Lightning's counters are set to a step, which is all the position that a run has.
+bit. Frozen weights are no state: beside adapters they come from the base. Also: the schedule and Lightning's counters
+are set to a step, which is all the position that a run has.
 """
 
 from collections.abc import Iterator
@@ -23,6 +24,11 @@ WEIGHT = "weight"
 
 def _names(network: nn.Module) -> dict[int, str]:
     return {id(parameter): name for name, parameter in network.named_parameters()}
+
+
+def trained(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name: all of them, or the adapters alone."""
+    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
 def base_optimizer(strategy: Any) -> Optimizer:
@@ -63,7 +69,7 @@ def live_slices(network: nn.Module, strategy: Any) -> list[ParameterSlice]:
             tensors = {kind: tensor.detach()[place : place + stop - start] for kind, tensor in whole.items()}
             slices.append(ParameterSlice(name=name, start=start, stop=stop, tensors=tensors))
         return slices
-    parameters = dict(network.named_parameters())
+    parameters = trained(network)
     sizes = {name: parameter.numel() for name, parameter in parameters.items()}
     for name, start, stop in even_slices(sizes, rank=strategy.global_rank, world_size=strategy.world_size):
         whole = {WEIGHT: parameters[name], **_moments(optimizer, parameters[name])}
@@ -94,11 +100,12 @@ def restore_slices(network: nn.Module, strategy: Any, reader: StateReader, *, up
         strategy.deepspeed_engine.optimizer.update_lp_params()
         held: list[torch.Tensor] = list(owners.values())
     else:
-        for name, parameter in network.named_parameters():
+        parameters = trained(network)
+        for name, parameter in parameters.items():
             parameter.copy_(reader.read_full(WEIGHT, name, parameter.shape))
             for kind in kinds:
                 _moment(optimizer, parameter, kind).copy_(reader.read_full(kind, name, parameter.shape))
-        held = list(network.parameters())
+        held = list(parameters.values())
     for owner in held:
         _set_updates(optimizer, owner, updates, without_moments=not kinds)
 

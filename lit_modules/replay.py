@@ -1,8 +1,8 @@
-"""One step of a run again: the same samples, dropout and weights, told row by row.
+"""One step of a run again: the same samples, dropout and weights, told sample by sample.
 
 The trainer goes from the newest checkpoint before the step up to it (steps in between are computed again). Reported
-are the cross entropy of every row before the update, the documents it holds, loss, gradient norms by layer, scores,
-and whether rows and loss are those that the run recorded.
+are the cross entropy of every sample (a row of packed text, a conversation) before the update, where it comes from,
+loss, gradient norms by layer, scores, and whether samples and loss are those that the run recorded.
 """
 
 import json
@@ -45,14 +45,15 @@ class ReplayStep(Callback):
             )
         module.train()
         counted = batch["labels"] >= 0
-        means = (losses * counted).sum(dim=1) / counted.sum(dim=1)
-        size, ranks = len(means), trainer.world_size
-        micro_step = batch_index % trainer.accumulate_grad_batches
-        first = (micro_step * ranks + trainer.global_rank) * size
-        tokenizer = trainer.datamodule.tokenizer
-        for number, (mean, ids) in enumerate(zip(means.tolist(), batch["input_ids"].tolist(), strict=True)):
-            text = tokenizer.decode(ids[:48]).replace("\n", " ")
-            self.rows.append({"row": first + number, "nats_per_token": mean, "text": text})
+        data, micro_step = trainer.datamodule, batch_index % trainer.accumulate_grad_batches
+        rows = data.rows_of(trainer.global_step, micro_step, rank=trainer.global_rank, world_size=trainer.world_size)
+        for number, row in enumerate(rows):
+            for place, first, end in row:
+                part = counted[number, first:end]
+                mean = float(losses[number, first:end].where(part, 0).sum() / part.sum())
+                ids = batch["input_ids"][number, first:end].tolist()
+                text = data.tokenizer.decode(ids[:48]).replace("\n", " ")
+                self.rows.append({"row": place, "nats_per_token": mean, "text": text})
 
     def on_train_end(self, trainer: lightning.Trainer, module: CausalLM) -> None:
         module.guard.collect()
@@ -110,15 +111,21 @@ def _as_table(report: dict[str, Any]) -> str:
         "layer            gradient norm",
         *(f"{name:<16} {norm:13.6g}" for name, norm in report["layer_norms"].items()),
         "",
-        "row  nats/token  source            window     documents        text",
+        f"row  nats/token  source            {'place':<27} text",
     ]
     for row in report["rows"]:
-        first, end = row["documents"]
         lines.append(
-            f"{row['row']:>3}  {row['nats_per_token']:10.4f}  {row['source']:<16} {row['window']:>8}  "
-            f"{f'{first}-{end - 1}':<16} {row['text'][:60]}"
+            f"{row['row']:>3}  {row['nats_per_token']:10.4f}  {row['source']:<16}  {_place(row):<27} {row['text'][:60]}"
         )
     return "\n".join(lines)
+
+
+def _place(row: dict[str, Any]) -> str:
+    """Where a sample comes from: the window of packed text and its documents, or the row of a conversation."""
+    if "documents" not in row:
+        return str(row["row_in_source"])
+    first, end = row["documents"]
+    return f"window {row['window']}, {first}-{end - 1}"
 
 
 def _score(value: float) -> str:

@@ -150,6 +150,15 @@ def taken_up(arguments: list[str]) -> list[str]:
     return [*kept, *rest, "resume=auto", *where]
 
 
+def quoted(argument: str) -> str:
+    """``key=value`` with quotes around a value that has a sign of its own, as ``step=00009600`` in a checkpoint's path.
+
+    Lists, groups, sweeps and what has quotes already stay as they are.
+    """
+    key, _, value = argument.partition("=")
+    return f'{key}="{value}"' if "=" in value and not set(value) & set("\"'[]{}(),$\\") else argument
+
+
 def _keyed(arguments: list[str]) -> list[tuple[str, str]]:
     pairs = [text.partition("=") for text in arguments if "=" in text and not text.startswith("-")]
     return [(key.lstrip("+~"), value) for key, _, value in pairs]
@@ -162,6 +171,7 @@ def run(task: Callable[[DictConfig], Any], *, config_name: str, arguments: list[
     register_with_hydra()
     if arguments is not None:
         sys.argv = [sys.argv[0], *arguments]
+    sys.argv[1:] = [quoted(text) for text in sys.argv[1:]]
     if config_name == "train":
         try:
             sys.argv[1:] = taken_up(sys.argv[1:])

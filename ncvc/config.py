@@ -6,6 +6,7 @@ what it names, and the figures against each other. Costs the imports that traini
 """
 
 import contextlib
+import copy
 import importlib
 import inspect
 import typing
@@ -31,6 +32,7 @@ class TrainConfig:
     name: str
     seed: int
     validate_every: int
+    base: str | None
     paths: dict
     model: dict
     tokenizer: dict
@@ -182,6 +184,7 @@ def _unwrapped(value: Any) -> Any:
 
 def _groups_without_target(config: DictConfig) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Settings that are handed on as plain groups, with the names and types of what takes them."""
+    from ncvc.conversations import ConversationSource
     from ncvc.morphology import build_analyzer
     from ncvc.preparation import Source
     from ncvc.tokenizer import Tokenizer
@@ -193,7 +196,8 @@ def _groups_without_target(config: DictConfig) -> Iterator[tuple[str, Any, dict[
         "analyzer": hints_of(build_analyzer),
         "bench": {"gpu": str, "utilization": float, "json": bool},
     }
-    source = {name: hint for name, hint in typing.get_type_hints(Source).items() if name != "name"}
+    kind = ConversationSource if _is_chat(config) else Source
+    source = {name: hint for name, hint in typing.get_type_hints(kind).items() if name != "name"}
     sources = OmegaConf.select(config, "data.sources")
     for name in sources if isinstance(sources, DictConfig) and not sources._is_none() else ():
         takers[f"data.sources.{name}"] = source
@@ -221,6 +225,11 @@ def _values_problems(path: str, node: Any, hints: Mapping[str, Any]) -> list[str
     return found
 
 
+def _is_chat(config: DictConfig) -> bool:
+    """Whether the data are conversations."""
+    return "data_modules.chat" in str(_readable(config, "data").get("_target_"))
+
+
 def _cross_problems(config: DictConfig) -> list[str]:
     """Figures that are fine alone and impossible together; parts that are broken by themselves are passed over."""
     from ncvc.model.transformer import ModelConfig
@@ -245,21 +254,65 @@ def _cross_problems(config: DictConfig) -> list[str]:
         found.append(f"trainer.max_steps={steps}: a run has at least one optimizer step; set it to 1 or more.")
     elif isinstance(steps, int) and isinstance(warmup, int) and warmup >= steps:
         found.append(f"schedule.warmup_steps={warmup} does not fit into trainer.max_steps={steps}; set it below that.")
+    found += _tuning_problems(config)
     data = _readable(config, "data")
-    if data.get("corpus") is not None:
-        pass  # it takes the place of both
-    elif data.get("source") is None and data.get("sources") is None:
-        found.append(
-            "data.source is not set: name a file or folder of text (txt, jsonl, parquet), or clinical_samples, or set "
-            "data.corpus to a curated one."
-        )
-    elif data.get("source") is not None and data.get("sources") is not None:
-        found.append("data.source and data.sources are both set; keep one (data.sources=null or data.source=null).")
+    found += _chat_problems(config) if _is_chat(config) else _text_problems(data)
     fraction = data.get("validation_fraction")
-    if isinstance(fraction, int | float) and not 0 < fraction < 1:
+    nothing = _is_chat(config) and fraction == 0  # the report held out no conversation
+    if isinstance(fraction, int | float) and not 0 < fraction < 1 and not nothing:
         found.append(
             f"data.validation_fraction={fraction}: must lie between 0 and 1, both excluded; 0.01 holds out 1%."
         )
+    return found
+
+
+def _text_problems(data: Mapping[str, Any]) -> list[str]:
+    """Where plain text comes from: exactly one of the three settings."""
+    if data.get("corpus") is not None:
+        return []  # it takes the place of both
+    if data.get("source") is None and data.get("sources") is None:
+        return [
+            "data.source is not set: name a file or folder of text (txt, jsonl, parquet), or clinical_samples, or set "
+            "data.corpus to a curated one."
+        ]
+    if data.get("source") is not None and data.get("sources") is not None:
+        return ["data.source and data.sources are both set; keep one (data.sources=null or data.source=null)."]
+    return []
+
+
+def _chat_problems(config: DictConfig) -> list[str]:
+    found = []
+    if not OmegaConf.is_missing(config, "base") and config.base is None:
+        found.append(
+            "base is not set, and conversations are learned by a model that knows the language: set base to a model "
+            "directory, a run, a checkpoint's folder, or last."
+        )
+    if not (config.data.get("sources") or {}):
+        found.append(
+            "data.sources is empty: set conversations=jmed_llm, exercises, jmed_llm_exercises, messages or "
+            "clinical_dialogues, or name sources of your own."
+        )
+    return found
+
+
+def _tuning_problems(config: DictConfig) -> list[str]:
+    """Of noise and adapters; see ``conf/tuning``."""
+    from ncvc.model.lora import LoraSettings
+
+    found, module = [], _readable(config, "module")
+    alpha = module.get("neftune_alpha")
+    if isinstance(alpha, int | float) and not alpha > 0:
+        found.append(f"module.neftune_alpha={alpha}: must be above 0 (the report: 5); null switches the noise off.")
+    if not isinstance(module.get("lora"), DictConfig):
+        return found
+    if not OmegaConf.is_missing(config, "base") and config.base is None:
+        found.append(
+            "module.lora is set and base is not: adapters lie beside a trained model; set base, or tuning=full."
+        )
+    values = {key: value for key, value in _readable(config.module, "lora").items() if key not in _HYDRA_KEYS}
+    hints = hints_of(LoraSettings)
+    if set(hints) - {"return"} == set(values) and all(fits(value, hints[key]) for key, value in values.items()):
+        found += LoraSettings.problems(values)
     return found
 
 
@@ -281,6 +334,18 @@ def _readable(config: DictConfig, key: str) -> dict[str, Any]:
             with contextlib.suppress(OmegaConfBaseException):
                 values[str(name)] = _unwrapped(group[name])
     return values
+
+
+def with_base(config: DictConfig, directory: Path) -> DictConfig:
+    """A copy of a training's configuration in which ``base`` is this model directory; the data take its tokenizer."""
+    config = copy.deepcopy(config)
+    OmegaConf.resolve(config)
+    config.base = str(directory.absolute())
+    if _is_chat(config):
+        config.data.base = config.base
+    elif config.data.tokenizer.directory is None:
+        config.data.tokenizer.directory = str(directory.absolute() / "tokenizer")
+    return config
 
 
 def check(config: DictConfig) -> None:

@@ -1,40 +1,40 @@
-"""From a training checkpoint to a model directory: ``python -m ncvc.export checkpoint=RUN/checkpoints/step=...``.
+"""Take a model elsewhere: ``python -m ncvc.export checkpoint=last``, or ``model=last format=[huggingface,gguf]``.
 
-``checkpoint`` may also be a run's folder (its newest complete checkpoint) or ``last`` (of the last run). The weights
-come out whole, in fp32, as safetensors, whatever strategy and number of ranks wrote them.
+A training checkpoint, of any strategy and number of ranks, becomes a model directory (whole fp32 weights, safetensors,
+tokenizer, card); a model directory becomes a Hugging Face directory, a GGUF file or an int8 model directory; and
+``huggingface=FOLDER`` makes a model directory of an exported one. Each format is checked before it is finished.
 """
 
+import functools
+import sys
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ncvc.command_line import run
 
+_PATHS = ("checkpoint", "model", "huggingface", "output", "base")
 
-def export(config: DictConfig) -> Path:
-    """Hydra's entry point: find the checkpoint, write the model directory, say what it is; returns the directory."""
-    from ncvc.checkpoints import newest_complete
-    from ncvc.model.consolidation import consolidate
-    from ncvc.resuming import newest_run
 
-    if not config.checkpoint:
-        raise ValueError("checkpoint is not set: name a checkpoint's folder, a run's folder, or last.")
-    chosen = newest_run(Path(config.home)) if config.checkpoint == "last" else Path(config.checkpoint).expanduser()
-    if (chosen / "checkpoints").is_dir():
-        newest, passed_over = newest_complete(chosen / "checkpoints")
-        for note in passed_over:
-            print(f"note: {note}")
-        if newest is None:
-            raise FileNotFoundError(f"{chosen}/checkpoints holds no complete checkpoint.")
-        chosen = newest.path
-    output = Path(config.output).expanduser() if config.output else chosen.parent.parent / f"model-{chosen.name}"
-    facts = consolidate(chosen, output=output)
-    print(
-        f"step {facts['step']}: {facts['parameters']:,} parameters in fp32 from {facts['shards']} shard(s); "
-        f"{facts['probe']}\nmodel directory  {output}"
-    )
-    return output
+def export(config: DictConfig, *, paths: dict[str, str] | None = None) -> list[Path]:
+    """Hydra's entry point: write every format asked for, say what it is; ``paths`` are taken off the command line."""
+    from ncvc.model.exporting import ExportSettings, export_model
+    from ncvc.settings import settings_from
+
+    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    home = Path(values.pop("home")).expanduser()
+    settings = settings_from(ExportSettings, {**values, **(paths or {})}, path="export")
+    return export_model(settings, home=home, tell=functools.partial(print, flush=True))
+
+
+def main(arguments: list[str]) -> None:
+    """Keep paths from Hydra, for which ``model`` is a folder of ``conf/`` and ``step=1`` an override; start."""
+    pairs = [argument.partition("=") for argument in arguments]
+    paths = {name: value for name, _, value in pairs if name in _PATHS and value not in ("", "null")}
+    rest = [argument for argument in arguments if argument.partition("=")[0] not in _PATHS]
+    run(functools.wraps(export)(functools.partial(export, paths=paths)), config_name="export", arguments=rest)
 
 
 if __name__ == "__main__":
-    run(export, config_name="export")
+    main(sys.argv[1:])

@@ -76,7 +76,7 @@ def prepare(
     ``tokenizer`` holds ``directory`` (use that one) or the settings to train one. Raises with the cure in the message
     for a source without text, a tokenizer that cannot be used, or a disk too small; what is complete stays.
     """
-    with _one_builder(home):
+    with one_builder(home):
         cleaner, segmenter = Cleaner(cleaning), build_analyzer(**analyzer)
         stores = _stores(
             sources,
@@ -121,7 +121,7 @@ def prepare_tokenizer(
     Returns its folder and the stores. The same text and settings give the folder that `prepare` would make. Errors as
     of `prepare`.
     """
-    with _one_builder(home):
+    with one_builder(home):
         cleaner, segmenter = Cleaner(cleaning), build_analyzer(**analyzer)
         stores = _stores(
             [source for source in sources if source.for_tokenizer],
@@ -158,7 +158,7 @@ def prepare_tokens(
 
     Errors as of `prepare`; a finished store made by another cleaner or analyser is refused by name.
     """
-    with _one_builder(home):
+    with one_builder(home):
         loaded = Tokenizer.load(tokenizer)
         remember_files([tokenizer])  # where workers find the user dictionaries it carries
         stores = _stores(
@@ -293,7 +293,7 @@ def _tokens(
 
 
 @contextlib.contextmanager
-def _one_builder(home: Path) -> Iterator[None]:
+def one_builder(home: Path) -> Iterator[None]:
     """Ranks and runs that start together build once: the first holds the lock, the others wait and find all made."""
     home.mkdir(parents=True, exist_ok=True)
     with (home / ".preparing").open("w") as lock:
@@ -301,19 +301,19 @@ def _one_builder(home: Path) -> Iterator[None]:
         yield
 
 
-def known_fingerprint(path: Path, *, home: Path, progress: bool) -> str:
+def known_fingerprint(path: Path, *, home: Path, progress: bool, setting: str = "data.source") -> str:
     """Fingerprint of a source, read again only when the name, size or time of change of one of its files differs.
 
-    At the report's 32 GB a reading takes minutes; start-up should not.
+    At the report's 32 GB a reading takes minutes; start-up should not. ``setting`` names the source in errors.
     """
-    files, _ = find_source_files(path)
+    files, _ = find_source_files(path, setting=setting)
     state = _key([(file.name, file.num_bytes, file.path.stat().st_mtime_ns) for file in files])
     known_as = home / "corpus" / ".fingerprints" / f"{_key(str(path.resolve()))}.json"
     if known_as.is_file():
         known = json.loads(known_as.read_text(encoding="utf-8"))
         if known["state"] == state:
             return known["fingerprint"]
-    fingerprint = source_fingerprint(path, progress=progress)
+    fingerprint = source_fingerprint(path, progress=progress, setting=setting)
     write_json(known_as, {"source": str(path.resolve()), "state": state, "fingerprint": fingerprint})
     return fingerprint
 

@@ -1,27 +1,49 @@
-"""Tables and figures from what runs left on disk: ``python -m ncvc.report sweep=FOLDER`` (or ``sweep=last``).
+"""Tables and figures from what runs left on disk: ``python -m ncvc.report`` or ``python -m ncvc.report sweep=FOLDER``.
 
-Remakes a sweep's summary.md, summary.csv, figures and TensorBoard view from its job folders, also while it still runs,
-and prints the tables. Runs nothing.
+Without ``sweep``: Tables 2 to 7 and Figures 3, 6 and 7 of the technical report with one's own scores and runs, as one
+HTML page, Markdown, JSON and PNG. With it: a sweep's summary, figures and TensorBoard view, also while it still runs.
+Runs nothing; every setting is in ``conf/report.yaml``.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ncvc.command_line import run
 
+_TEXTS = ("scores", "runs", "output")
 
-def report(config: DictConfig) -> Path:
-    """Hydra's entry point: summarize the sweep that is named; returns its folder."""
-    from ncvc.analysis.sweeps import newest_sweep, summarize_sweep
 
-    if not config.sweep_folder:
-        raise ValueError("sweep is not set: name a sweep's folder (.ncvc/sweeps/<name>/<time>), or last.")
-    named = str(config.sweep_folder)
-    folder = newest_sweep(Path(config.home)) if named == "last" else Path(named).expanduser().absolute()
-    print(summarize_sweep(folder))
-    return folder
+def report(config: DictConfig, *, texts: dict[str, str] | None = None) -> Path:
+    """Hydra's entry point: the score report, or the summary of the sweep that is named; returns its page or folder."""
+    if config.sweep_folder:
+        from ncvc.analysis.sweeps import newest_sweep, summarize_sweep
+
+        named = str(config.sweep_folder)
+        folder = newest_sweep(Path(config.home)) if named == "last" else Path(named).expanduser().absolute()
+        print(summarize_sweep(folder))
+        return folder
+
+    from ncvc.analysis.score_report import ReportSettings, write_report
+
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    settings = ReportSettings.from_plain({**{str(key): value for key, value in plain.items()}, **(texts or {})})
+    return write_report(settings, tell=partial(print, flush=True))
+
+
+def plain_texts(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The arguments without paths that Hydra's grammar could trip over, and these by name; lists and null stay."""
+    rest, texts = [], {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if equals and name in _TEXTS and value != "null" and not value.startswith("["):
+            texts[name] = value
+        else:
+            rest.append(argument)
+    return rest, texts
 
 
 def main(arguments: list[str]) -> None:
@@ -29,7 +51,12 @@ def main(arguments: list[str]) -> None:
     given = [
         "sweep_" + text.replace("sweep=", "folder=", 1) if text.startswith("sweep=") else text for text in arguments
     ]
-    run(report, config_name="report", arguments=given)
+    rest, texts = plain_texts(given)
+
+    def task(config: DictConfig) -> None:
+        report(config, texts=texts)
+
+    run(task, config_name="report", arguments=rest)
 
 
 if __name__ == "__main__":

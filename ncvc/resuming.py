@@ -21,10 +21,12 @@ from ncvc.storage import write_json
 
 # settings under these names decide what is computed; of the rest (machine, logging, paths) a run is independent
 _COMPARED = ("seed", "model", "optimizer", "schedule", "stability", "data", "trainer")
-_DATA = {"batch_size", "context_length", "packing", "mask_documents", "skip"}
+_DATA = {"batch_size", "context_length", "packing", "mask_documents", "skip", "too_long"}
 _TRAINER = {"max_steps", "precision", "gradient_clip_val", "gradient_clip_algorithm"}
+_MODULE = ("neftune_alpha", "lora")
 _BESIDE = ("_partial_", "attention_backend")
-_LAYOUT = ("trainer.devices", "trainer.num_nodes", "trainer.strategy", "data.micro_batch_size")
+BASE_FILE = "base.json"  # of a run: which model it started from (`ncvc.model.base`)
+_LAYOUT = ("trainer.devices", "trainer.num_nodes", "trainer.strategy", "data.micro_batch_size", "data.layout")
 
 
 class RunStopped(Exception):
@@ -74,7 +76,27 @@ def run_identity(config: DictConfig, data: Mapping[str, Any]) -> dict[str, Any]:
                 continue
             if key.split(".")[-1] not in _BESIDE:
                 found[name] = value
+    for setting in _MODULE:  # only where they are in use, so that runs from before they existed go on
+        chosen = (plain.get("module") or {}).get(setting)
+        found |= {name: value for name, value in _flat(f"module.{setting}", chosen) if value is not None}
+    if plain.get("base") is not None and (pinned := read_pinned_base(Path(plain["paths"]["run"]))) is not None:
+        found["base.weights"] = pinned["sha256"]
     return {**found, **data}
+
+
+def read_pinned_base(folder: Path) -> dict[str, str] | None:
+    """``path`` and ``sha256`` of the base that the run in ``folder`` started from; None where none is recorded."""
+    file = folder / BASE_FILE
+    if not file.is_file():
+        return None
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        return {"path": str(record["path"]), "sha256": str(record["sha256"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} does not say which model this run started from ({type(error).__name__}: {error}); restore it, or "
+            "start a new run in another folder."
+        ) from error
 
 
 def run_layout(config: DictConfig) -> dict[str, Any]:
@@ -158,6 +180,16 @@ def is_first_rank() -> bool:
     """Whether this process was started by the user and not as a further rank of a run."""
     ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
     return all(os.environ.get(name, "0") in ("", "0") for name in ranks)
+
+
+def run_of(config: DictConfig) -> dict[str, Any]:
+    """Where a training lies and how it starts, for what has to be the same each time it starts (`ncvc.model.base`)."""
+    return {
+        "home": Path(config.paths.home),
+        "run": Path(config.paths.run),
+        "resumed": config.resume is not None or config.replay is not None,
+        "first_rank": is_first_rank() and config.replay is None,
+    }
 
 
 def newest_run(home: Path) -> Path:

@@ -1,9 +1,9 @@
 """What a run writes about itself besides its logs: configuration, environment, data, and a result in words.
 
 The run folder holds ``config.yaml`` (resolved), ``.hydra/`` (composition and overrides), ``environment.json``,
-``data.json`` (fingerprint, sources, tokens), ``attempts.jsonl`` (one line per start) and, at the end, ``result.json``
-with the same figures that are printed. One process at a time trains in a folder, and a folder that holds a run is gone
-on with or left alone, never overwritten.
+``data.json`` (fingerprint, sources, tokens, lengths), ``attempts.jsonl`` (one line per start) and, at the end,
+``result.json`` with the same figures that are printed. One process at a time trains in a folder, and a folder that
+holds a run is gone on with or left alone, never overwritten.
 """
 
 import contextlib
@@ -169,20 +169,14 @@ def _record_start(config: DictConfig, state: StartedRun, *, data: Any) -> None:
             "tokenizer_fingerprint": data.tokenizer.fingerprint,
             "train": {name: str(path) for name, path in data.prepared.train.items()},
             "validation": {name: str(path) for name, path in data.prepared.validation.items()},
-            "train_tokens": data.train_tokens,
-            "windows": [len(windows) for windows in data.windows],
+            **data.record(),
         },
     )
 
 
 def _print_start(config: DictConfig, state: StartedRun, *, data: Any, parameters: int) -> None:
-    tokens_per_step = config.data.batch_size * config.data.context_length
-    print(
-        f"run folder {state.folder}\n{parameters:,} parameters; {data.train_tokens:,} unique training tokens; "
-        f"{config.trainer.max_steps:,} steps of {config.data.batch_size} x {config.data.context_length} tokens "
-        f"({config.trainer.max_steps * tokens_per_step / max(1, data.train_tokens):.1f} epochs)",
-        flush=True,
-    )
+    about = data.description(config.trainer.max_steps)
+    print(f"run folder {state.folder}\n{parameters:,} parameters; {about}", flush=True)
 
 
 def finish_run(config: DictConfig, *, trainer: Any, module: Any, data: Any, state: StartedRun) -> dict[str, Any]:
@@ -195,7 +189,7 @@ def finish_run(config: DictConfig, *, trainer: Any, module: Any, data: Any, stat
     result = {
         "finished": trainer.global_step >= config.trainer.max_steps,
         "steps": trainer.global_step,
-        "tokens_seen": trainer.global_step * config.data.batch_size * config.data.context_length,
+        "tokens_seen": data.tokens_seen(trainer.global_step),
         "held_out_before": series[0] if series else None,
         "held_out_after": series[-1] if series else None,
         "held_out_series": series,

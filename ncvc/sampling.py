@@ -135,6 +135,12 @@ class SampleOrder:
             numbers[numbers >= first] += end - first
         return numbers
 
+    def sample_ranges(self, start: int, count: int) -> list[tuple[int, int]]:
+        """`sample_numbers` as ranges [first, end) of consecutive ones."""
+        numbers = self.sample_numbers(start, count)
+        parts = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
+        return [(int(part[0]), int(part[-1]) + 1) for part in parts]
+
     def indices(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Sources, and windows in them, of samples at places start to start + count; two int64 [count]."""
         if start < 0 or count < 0:

@@ -129,14 +129,14 @@ def run_program(home: Path, source: Path, *overrides: str, timeout: float = 240)
     )
 
 
-def write_tiny_model(folder: Path) -> Path:
+def write_tiny_model(folder: Path, *, seed: int = 3) -> Path:
     """A model directory with a network of 32 numbers a token and a tokenizer of a few sentences."""
     cleaner, analyzer, size = Cleaner(), build_analyzer(), SMALLEST_VOCABULARY + 160
     segmented = [segment_text(cleaner(text), analyzer=analyzer) for text in SENTENCES * 5]
     with pytest.warns(UserWarning, match="unused"):
         tokenizer = Tokenizer.train(segmented, vocab_size=size, cleaner=cleaner, analyzer=analyzer, progress=False)
     tokenizer.save(folder / "tokenizer")
-    network = Transformer(ModelConfig(vocab_size=size, context_length=128, **TINY_SHAPE), seed=3)
+    network = Transformer(ModelConfig(vocab_size=size, context_length=128, **TINY_SHAPE), seed=seed)
     save_model_directory(
         folder / "model",
         config=network.config,

@@ -17,17 +17,19 @@ from ncvc.model.initialization import VARIANTS
 from ncvc.settings import settings_from
 
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIRECTORY / "experiment").glob("*.yaml"))
+CONVERSATIONS = sorted(path.stem for path in (CONF_DIRECTORY / "conversations").glob("*.yaml"))
+BASE = "base=a_model_directory"  # what the experiments on conversations ask for
 TRAINERS = sorted(path.stem for path in (CONF_DIRECTORY / "trainer").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_is_free_of_problems(composed, experiment):
-    assert problems_of(composed(f"experiment={experiment}")) == []
+    assert problems_of(composed(f"experiment={experiment}", *([BASE] if experiment.startswith("sft") else []))) == []
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_builds_on_the_meta_device_and_configures_its_optimizer(composed, experiment):
-    config = composed(f"experiment={experiment}", "optimizer.fused=false")
+    config = composed(f"experiment={experiment}", "optimizer.fused=false", BASE)
     with torch.device("meta"):
         module = instantiate(config.module, _convert_="all")
     optimizers = module.configure_optimizers()
@@ -168,6 +170,84 @@ def test_bench_plan_prints_the_reports_arithmetic():
     assert "50.33 B" in printed  # R57
     days = float(re.search(r"([\d.]+) days on 4 GPU", printed)[1])
     assert days == pytest.approx(14.0, abs=0.6)  # R68: 74.4 of 364 TFLOP/s per GPU
+
+
+# --- tuning on conversations
+SFT = {  # R-number -> (dotted key, the report's figure)
+    "R74": ("model.vocab_size", 32771),
+    "R75": ("data.micro_batch_size", 8),
+    "R78": ("optimizer.weight_decay", 0.01),
+    "R79": ("schedule.warmup_steps", 50),
+    "R80": ("trainer.max_steps", 890),
+    "R81": ("module.neftune_alpha", 5.0),
+}
+SFT_AGAIN = {
+    "data.batch_size": 256,
+    "trainer.accumulate_grad_batches": 32,
+    "trainer.devices": 1,
+    "optimizer.learning_rate": 1e-4,
+    "schedule.total_steps": 890,
+    "model.residual_dropout": 0.1,
+    "model.attention_dropout": 0.1,
+    "model.context_length": 2048,
+    "data.too_long": "refuse",
+    "data.validation_fraction": 0.0,
+    "data.sources.jmed.split": "paper",
+    "module.lora": None,
+}
+
+
+def test_the_tuning_on_jmed_llm_is_the_reports_figure_by_figure(composed):
+    config = composed("experiment=sft_jmed", BASE)
+    expected = dict(SFT.values()) | SFT_AGAIN
+    assert {key: OmegaConf.select(config, key) for key in expected} == expected
+    assert list(config.optimizer.betas) == [0.9, 0.95]
+    factors = instantiate(config.schedule)(torch.optim.SGD([torch.zeros(1)], lr=1e-4)).lr_lambdas[0]
+    assert (1e-4 * factors(49), factors(889)) == (1e-4, 0.0)
+    assert -(-22_741 // config.data.batch_size) * 10 == config.trainer.max_steps  # R80: 10 epochs of the paper's split
+
+
+def test_the_tuning_with_exercises_differs_only_in_what_the_report_says(composed):
+    without, with_them = (
+        OmegaConf.to_container(composed(f"experiment={name}", BASE), resolve=False)
+        for name in ("sft_jmed", "sft_jmed_exercises")
+    )
+    assert with_them["data"].pop("batch_size") == 1024  # R76
+    assert with_them["trainer"].pop("max_steps") == 4850  # R80
+    assert with_them.pop("validate_every") == 485
+    assert [*with_them["data"]["sources"]] == ["jmed", "exercises"]  # R72
+    assert with_them["data"]["sources"].pop("exercises")["kind"] == "exercises"
+    for container in (without, with_them):
+        container["data"].pop("batch_size", None)
+        container["trainer"].pop("max_steps", None)
+        container.pop("validate_every", None)
+        container.pop("name")
+    assert with_them == without
+
+
+def test_the_jmed_tuning_asks_for_its_base_by_name(composed):
+    assert [text for text in problems_of(composed("experiment=sft_jmed")) if text.startswith("base")]
+
+
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.startswith("sft")])
+def test_every_tuning_can_be_one_of_adapters(composed, experiment):
+    config = composed(f"experiment={experiment}", "tuning=lora", "optimizer.fused=false", BASE)
+    assert problems_of(config) == []
+    with torch.device("meta"):
+        module = instantiate(config.module, _convert_="all")
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    trained = {id(parameter) for group in groups for parameter in group["params"]}
+    assert trained == {id(p) for name, p in module.network.named_parameters() if ".adapters." in name}
+    assert len(trained) == module.network.config.num_layers * 6 * 2
+
+
+@pytest.mark.parametrize("conversations", CONVERSATIONS)
+def test_every_choice_of_conversations_is_one_the_data_can_read(composed, conversations):
+    path = ["data.sources.messages.path=a.jsonl"] if conversations == "messages" else []
+    config = composed("experiment=sft_quickstart", f"conversations={conversations}", *path)
+    assert problems_of(config) == []
+    data = instantiate(config.data, _convert_="all")
+    assert [source.name for source in data.sources] == list(config.data.sources)
 
 
 # --- the programs of the corpus

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf, open_dict
 
-from ncvc.command_line import problems_of_command_line
+from ncvc.command_line import problems_of_command_line, quoted
 from ncvc.config import accumulation, check, problems_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,6 +75,33 @@ def test_each_problem_names_what_was_set_and_what_to_set(argument, words):
     assert any(all(word in message for word in words) for message in messages), messages
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["base=null"], ["base is not set", "last"]),
+        (["data.sources=null"], ["data.sources is empty", "conversations=jmed_llm"]),
+        (
+            ["conversations=jmed_llm", "data.sources.jmed.split=papers"],
+            ["data.sources.jmed.split='papers'", "'grouped'"],
+        ),
+        (["conversations=jmed_llm", "+data.sources.jmed.pat=a"], ["data.sources.jmed.pat", "did you mean path?"]),
+        (["conversations=messages"], ["data.sources.messages.path", "a value is needed"]),
+        (["module.neftune_alpha=0"], ["module.neftune_alpha=0", "above 0"]),
+        (["tuning=lora", "module.lora.rank=0"], ["module.lora.rank=0"]),
+        (["tuning=lora", "module.lora.rank=big"], ["module.lora.rank='big'", "whole number"]),
+        (["tuning=lora", "module.lora.targets=[query,head]"], ["module.lora.targets", "query, key, value"]),
+        (["tuning=lora", "base=null"], ["module.lora is set and base is not"]),
+        (["tuning=adapters"], ["tuning=adapters", "full", "lora"]),
+        (["data.layout=padded"], ["data.layout='padded'", "bucketed"]),
+        (["data.too_long=cut"], ["data.too_long='cut'", "truncate"]),
+        (["data.validation_fraction=1.0"], ["data.validation_fraction=1.0"]),
+    ],
+)
+def test_each_problem_of_a_tuning_names_what_was_set_and_what_to_set(arguments, words):
+    messages = told("experiment=sft_quickstart", *arguments)
+    assert any(all(word in message for word in words) for message in messages), messages
+
+
 def test_all_problems_of_a_command_line_are_told_at_once():
     messages = told(
         "experiment=quickstart",
@@ -133,3 +160,20 @@ def test_accumulation_is_the_batch_over_everything_in_parallel(batch, micro, dev
 def test_a_run_reads_its_configuration_back_as_it_was_composed(composed):
     config = composed("experiment=quickstart")
     assert OmegaConf.create(OmegaConf.to_yaml(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("argument", "given"),
+    [
+        ("base=runs/a/checkpoints/step=00009600", 'base="runs/a/checkpoints/step=00009600"'),
+        ("base=last", "base=last"),
+        ("checkpoint=/x y/step=00000001", 'checkpoint="/x y/step=00000001"'),
+        ('base="a/step=1"', 'base="a/step=1"'),
+        ("base=a/step=1,a/step=2", "base=a/step=1,a/step=2"),  # a sweep, which Hydra reads itself
+        ("data={source: null}", "data={source: null}"),
+        ("+callbacks.x._target_=a.B", "+callbacks.x._target_=a.B"),
+        ("--cfg", "--cfg"),
+    ],
+)
+def test_a_path_with_a_sign_of_its_own_reaches_hydra_as_one_value(argument, given):
+    assert quoted(argument) == given

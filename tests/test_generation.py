@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from ncvc.model.generation import generate
+from ncvc.model.generation import Sampling, generate, generate_batch
 from ncvc.model.transformer import KeyValueCache, ModelConfig, Transformer
 
 SMALL = {
@@ -86,8 +86,9 @@ def test_documents_and_a_cache_together_are_refused_not_mixed_up():
 
 
 def draws(model: Transformer, count: int, **arguments) -> torch.Tensor:
-    tokens = [generate(model, PROMPT, max_new_tokens=1, seed=seed, **arguments)[0] for seed in range(count)]
-    return torch.bincount(torch.tensor(tokens), minlength=30)
+    samplings = [Sampling(1, seed=seed, **arguments) for seed in range(count)]
+    rows = generate_batch(model, [PROMPT] * count, sampling=samplings, end_id=None)
+    return torch.bincount(torch.tensor([row.ids[0] for row in rows]), minlength=30)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])

@@ -87,6 +87,7 @@ def test_the_accumulated_gradient_equals_fp64(tiny_run, tmp_path, trainer, accum
     assert relative_error(gradient_of_run(tmp_path / "run", like=expected), expected) < 3e-6
 
 
+@pytest.mark.slow
 def test_bf16_gradients_are_accumulated_in_fp32_under_zero(tiny_run, tmp_path):
     """At 32 micro-batches fp32 accumulation stays at the error of one bf16 pass; bf16 accumulation adds 40% to it."""
     errors = {}

@@ -8,17 +8,21 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 VERBS = {
     f"ncvc.{verb}"
-    for verb in ("train", "bench", "export", "report", "curate", "fit_tokenizer", "pack", "synthesize", "judge")
+    for verb in (
+        *("train", "bench", "export", "report", "curate", "fit_tokenizer", "pack", "synthesize", "judge"),
+        *("generate", "serve", "show", "evaluate", "download"),
+    )
 }
 HYDRA_AWARE = {"ncvc.config", "ncvc.command_line", "ncvc.sweep_launcher"}
 TENSOR_NOUNS = {"ncvc.model", "ncvc.planning", "ncvc.environment", "ncvc.run_folder", "ncvc.analysis"}
-TENSOR_NOUNS |= {"ncvc.teachers.in_process", "ncvc.curation.scoring"}
+TENSOR_NOUNS |= {"ncvc.teachers.in_process", "ncvc.curation.scoring", "ncvc.serving"}
 DATATROVE_STEPS = {  # imported inside functions
     f"ncvc.curation.{name}" for name in ("step", "steps", "reading_steps", "writing_steps", "scoring", "local")
 }
 ASSEMBLERS = {"ncvc.curation.pipeline"}  # may name a tensor noun, inside a function
 HEAVY = {"flash_attn", "deepspeed", "pyarrow", "zstandard", "transformers", "datatrove", "fugashi", "umap"}
 HEAVY |= {"ray", "sklearn", "trafilatura", "warcio", "vibrato", "hojichar", "matplotlib"}
+HEAVY |= {"fastapi", "uvicorn", "starlette", "openai", "peft", "gguf", "xllamacpp"}
 TOP_LEVEL = {
     "pyproject.toml",
     "README.md",

@@ -102,6 +102,7 @@ def test_killed_twice_and_taken_up_twice_is_the_unbroken_run(tmp_path, source, t
     assert_same_run(folder, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_other_numbers_of_ranks_keep_batch_order_and_optimizer_state(tmp_path, source):
     """2 -> 1 -> 2 ranks, ZeRO -> plain -> DDP, without dropout: the same samples, and weights equal to rounding."""
     home, plain = tmp_path / "home", [*LONGER[:-2], "model.residual_dropout=0", "model.attention_dropout=0"]

@@ -132,6 +132,7 @@ def test_spikes_that_follow_the_data_are_gone_after_a_rewind_that_leaves_the_dat
     assert parts["data"].skip == [(48, 88)]
 
 
+@pytest.mark.slow
 def test_a_rewound_run_killed_and_taken_up_leaves_the_same_samples_out(tmp_path, source):
     fault = [ALTER, "+callbacks.fault.samples=[76,88]", "+callbacks.fault.gradient_factor=1e3"]
     for name, broken in (("whole", False), ("broken", True)):

@@ -232,7 +232,7 @@ class PlainDetector:
         return (*scores, spiked)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     window=st.integers(8, 40),

@@ -145,7 +145,7 @@ def test_bf16_follows_fp32_closely(tiny_run):
     assert half != full
 
 
-@pytest.mark.parametrize("trainer", ["ddp_cpu", "zero2_cpu"])
+@pytest.mark.parametrize("trainer", ["ddp_cpu", pytest.param("zero2_cpu", marks=pytest.mark.slow)])
 def test_two_ranks_compute_what_one_computes(tmp_path, trainer):
     source = write_source(tmp_path / "source.jsonl")
     for name, settings in {

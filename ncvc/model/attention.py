@@ -128,6 +128,11 @@ def _sdpa(
 ) -> torch.Tensor:
     grouped = query.size(1) != key.size(1)
     square = query.size(2) == key.size(2)
+    if query.size(2) == 1 and document_ids is None:  # the query heads of a group become its queries: no key is repeated
+        batch, heads, _, width = query.shape
+        rows = query.reshape(batch, key.size(1), heads // key.size(1), width)  # [B, K, H / K, D]
+        mixed = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, dropout_p=dropout)
+        return mixed.reshape(batch, heads, 1, width)
     if mask is None and (document_ids is not None or not square):
         mask = _full_mask(query, key, document_ids, None)
     return F.scaled_dot_product_attention(

@@ -26,7 +26,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ncvc.model.attention import BACKENDS, attend
 from ncvc.model.initialization import VARIANTS, initialize, variant_named
+from ncvc.model.key_value_cache import KeyValueCache
 from ncvc.model.loss import linear_cross_entropy, token_cross_entropy
+from ncvc.model.packed_weights import packed_linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +134,12 @@ class ModelConfig:
 
 
 class Projection(nn.Linear):
-    """A bias-free linear layer whose rows may be several logical matrices, each with an optional trainable gate."""
+    """A bias-free linear layer whose rows may be several logical matrices, each with an optional trainable gate.
+
+    ``packed`` is set by ``packed_weights`` while the network generates on a CPU.
+    """
+
+    packed: torch.Tensor | None = None
 
     def __init__(self, in_features: int, *row_blocks: int, gated: bool = False) -> None:
         super().__init__(in_features, sum(row_blocks), bias=False)
@@ -147,7 +154,8 @@ class Projection(nn.Linear):
         """Left to ``initialize``: values drawn here would be drawn twice."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.linear(x, self.weight)
+        packed = None if torch.is_grad_enabled() else self.packed
+        y = F.linear(x, self.weight) if packed is None else packed_linear(x, packed)
         if self.gate is None:
             return y
         factors = torch.cat([gate.expand(size) for gate, size in zip(self.gate, self.block_sizes, strict=True)])
@@ -182,7 +190,7 @@ class RMSNorm(nn.Module):
 
 
 class RotaryTable:
-    """Cosines and sines of rotary positions, [context_length, D], fp32.
+    """Cosines and signed sines of rotary positions, [context_length, D], fp32; the sign is that of ``rotate``'s pairs.
 
     Deliberately neither module nor buffer: DeepSpeed casts buffers to bf16, which would blur positions past 256.
     """
@@ -195,45 +203,27 @@ class RotaryTable:
         """The two tables on ``device``, made there at first use."""
         if device not in self._tables:
             with torch.inference_mode(False):
-                frequencies = self.base ** (
-                    -torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device) / self.head_dim
-                )
+                exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device) / self.head_dim
+                frequencies = 1.0 / self.base**exponents  # not base**-x, whose last bits are not those of other engines
                 angles = torch.outer(torch.arange(self.length, dtype=torch.float32, device=device), frequencies)
-                self._tables[device] = (angles.cos().repeat(1, 2), angles.sin().repeat(1, 2))
+                sine = angles.sin()
+                self._tables[device] = (angles.cos().repeat(1, 2), torch.cat((-sine, sine), dim=-1))
         return self._tables[device]
 
 
 def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
     """Turn the pairs (x[i], x[i + D/2]) of [B, H, T, D] by their position's angles [.., T, D] (R43)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cosine.to(x.dtype) + torch.cat((-second, first), dim=-1) * sine.to(x.dtype)
-
-
-class KeyValueCache:
-    """Static cache of keys and values for generation: [B, K, capacity, D] per layer, filled from the left."""
-
-    def __init__(
-        self, config: ModelConfig, *, batch: int, capacity: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        shape = (config.num_layers, 2, batch, config.num_kv_heads, capacity, config.head_dim)
-        self.store = torch.empty(shape, device=device, dtype=dtype)
-        self.length = 0
-
-    def extend(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the new keys and values behind the old ones and return all of them up to now."""
-        end = self.length + key.size(2)
-        self.store[layer, 0, :, :, self.length : end] = key
-        self.store[layer, 1, :, :, self.length : end] = value
-        return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
+    return x * cosine.to(x.dtype) + x.roll(x.size(-1) // 2, dims=-1) * sine.to(x.dtype)
 
 
 @dataclass
 class Context:
-    """What every layer shares in one forward pass: rotary tables for these positions, documents, cache, kept maps."""
+    """What every layer shares in one pass: rotary tables for its positions, documents or mask, cache, kept maps."""
 
     cosine: torch.Tensor
     sine: torch.Tensor
     document_ids: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
     cache: KeyValueCache | None = None
     maps: dict[int, torch.Tensor] | None = None
 
@@ -260,9 +250,7 @@ class Attention(nn.Module):
         if self.config.qk_norm:
             query, key = query_and_key.split((heads, groups), dim=1)
             query_and_key = torch.cat((self.query_norm(query), self.key_norm(key)), dim=1)
-            query_and_key = query_and_key.to(
-                value.dtype
-            )  # autocast leaves a norm's result in fp32, which flash refuses
+            query_and_key = query_and_key.to(value.dtype)  # autocast leaves a norm's result in fp32: flash refuses it
         query, key = rotate(query_and_key, context.cosine, context.sine).split((heads, groups), dim=1)
         if context.cache is not None:
             key, value = context.cache.extend(self.index, key, value)  # [B, K, S, D]
@@ -274,6 +262,7 @@ class Attention(nn.Module):
             backend=self.config.attention_backend,
             dropout=self.config.attention_dropout if self.training else 0.0,
             document_ids=context.document_ids,
+            mask=context.mask,
             return_maps=kept is not None,
         )
         if kept is not None and maps is not None:
@@ -306,8 +295,11 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.residual_dropout)
 
     def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), context))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+        if self.training:
+            x = x + self.dropout(self.attention(self.attention_norm(x), context))
+            return x + self.dropout(self.mlp(self.mlp_norm(x)))
+        x = x + self.attention(self.attention_norm(x), context)
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class Transformer(nn.Module):
@@ -341,32 +333,37 @@ class Transformer(nn.Module):
         *,
         document_ids: torch.Tensor | None = None,
         cache: KeyValueCache | None = None,
+        positions: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
         maps: dict[int, torch.Tensor] | None = None,
         noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Normalized output of the last layer, [B, T, d].
 
         ``document_ids`` [B, T] (consecutive numbers) keeps attention inside each document and restarts positions.
-        ``cache`` continues a sequence. ``maps`` is filled with the attention maps of the layers whose keys it holds.
-        ``noise`` [B, T, d] is added to the scaled embedding (NEFTune, R81).
+        ``cache`` continues a sequence of S - T tokens. ``positions`` [B, T] (below ``context_length``, which the caller
+        sees to) and ``mask`` [B, 1, T, S], True = may look, replace the rule of consecutive positions and the causal
+        one: for rows with padding, or several continuations beside each other. ``maps`` is filled with the attention
+        maps of the layers whose keys it holds. ``noise`` [B, T, d] is added to the scaled embedding (NEFTune, R81).
         Raises ``ValueError`` when the sequence would pass ``context_length``.
         """
         if cache is not None and document_ids is not None:
             raise ValueError("document_ids and cache cannot be used together; generate one document at a time.")
         past = 0 if cache is None else cache.length
         length = input_ids.size(1)
-        if past + length > self.config.context_length:
+        if positions is None and past + length > self.config.context_length:
             raise ValueError(
                 f"a sequence of {past + length} tokens does not fit model.context_length={self.config.context_length}; "
                 "shorten the text or train with a larger context_length."
             )
         cosine, sine = self.rotary.at(input_ids.device)
-        if document_ids is None:
+        if document_ids is not None:
+            positions = positions_within_documents(document_ids)
+        if positions is None:
             cosine, sine = cosine[past : past + length], sine[past : past + length]
         else:
-            positions = positions_within_documents(document_ids)
             cosine, sine = cosine[positions].unsqueeze(1), sine[positions].unsqueeze(1)  # [B, 1, T, D]
-        context = Context(cosine=cosine, sine=sine, document_ids=document_ids, cache=cache, maps=maps)
+        context = Context(cosine=cosine, sine=sine, document_ids=document_ids, mask=mask, cache=cache, maps=maps)
         x = self.embedding(input_ids) * self.config.embedding_multiplier
         if noise is not None:
             x = x + noise.to(x.dtype)

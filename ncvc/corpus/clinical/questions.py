@@ -15,6 +15,14 @@ from ncvc.corpus.clinical.lexicon import Disease
 def patient_questions(rng: Random, disease: Disease) -> str:
     """患者向け説明: what the disease is, then four or five further questions in any order."""
     name = disease.name
+    chosen = question_pairs(rng, disease, at_least=4)
+    question, answer = rng.choice((("問：", "答："), ("Q. ", "A. "), ("患者：", "医師："), ("質問　", "回答　")))
+    head = rng.choice((f"{name}についての質問と回答\n", f"患者さん向け説明：{name}\n", ""))
+    return head + "\n".join(f"{question}{asked}\n{answer}{told}" for asked, told in chosen)
+
+
+def question_pairs(rng: Random, disease: Disease, *, at_least: int) -> list[tuple[str, str]]:
+    """(question, answer): what the disease is, then ``at_least`` to five of five further questions in any order."""
     pairs = [
         _symptoms(rng, disease),
         _examination(rng, disease),
@@ -22,10 +30,7 @@ def patient_questions(rng: Random, disease: Disease) -> str:
         _treatment(rng, disease),
         _life(rng, disease),
     ]
-    chosen = [_what(rng, disease), *rng.sample(pairs, rng.randint(4, 5))]
-    question, answer = rng.choice((("問：", "答："), ("Q. ", "A. "), ("患者：", "医師："), ("質問　", "回答　")))
-    head = rng.choice((f"{name}についての質問と回答\n", f"患者さん向け説明：{name}\n", ""))
-    return head + "\n".join(f"{question}{asked}\n{answer}{told}" for asked, told in chosen)
+    return [_what(rng, disease), *rng.sample(pairs, rng.randint(at_least, 5))]
 
 
 def _what(rng: Random, disease: Disease) -> tuple[str, str]:
