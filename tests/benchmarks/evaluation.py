@@ -11,8 +11,8 @@ of the turns. Two ways to end an answer, the same for both:
 - ``limit``: at 512 tokens, as an untuned model does (random weights hardly ever end); on a sample for both
 
 The weights are random, which changes nothing about the time. The tokenizer is trained on the questions. ``--memory``
-answers everything once in this process, ours alone, and prints its peak. Without ``--data`` the questions are made up,
-of the lengths that the benchmarks have.
+answers once in this process, ours alone, and prints its peak (with ``--most N`` the N longest items of each task).
+Without ``--data`` the questions are made up, of the lengths that the benchmarks have.
 """
 
 import argparse
@@ -165,6 +165,12 @@ def stripe(tasks: list[Task], turn: int, turns: int, *, most: int | None = None)
     return found
 
 
+def longest(task: Task, most: int | None) -> Task:
+    """The ``most`` longest items of a task, which make the peak; all of them without a number."""
+    items = sorted(task.items, key=lambda item: (-len(item.messages[-1].content), item.id))[:most]
+    return Task(name=task.name, family=task.family, items=tuple(items), kappa=task.kappa)
+
+
 def seconds_for_all(theirs: dict[str, float], counts: dict[str, int], sampled: dict[str, int]) -> float:
     """The sample's seconds of each task, scaled to all its items."""
     return sum(theirs[name] * counts[name] / sampled[name] for name in theirs)
@@ -213,14 +219,15 @@ def main() -> None:
     gold = AsLongAsGold(batch_size=arguments.batch_size, lengths=lengths)
     weights = sum(parameter.numel() * 4 for parameter in assistant.model.parameters())
     if arguments.memory:
+        asked = [longest(task, arguments.most) for task in tasks]
         for settings in (gold, AnswerSettings(method="log_likelihood", max_new_tokens=8)):
-            seconds = answer_ours(LocalResponder(assistant), tasks, settings)
-            print(f"{settings.method}: {seconds:.1f} s", flush=True)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"peak_MiB": peak >> 20, "bound_MiB": (2 * weights + (2 << 30)) >> 20}))
+            seconds = answer_ours(LocalResponder(assistant), asked, settings)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            found = {"peak_MiB": peak >> 20, "bound_MiB": (2 * weights + (2 << 30)) >> 20}
+            print(json.dumps({"method": settings.method, "seconds": round(seconds, 1), **found}), flush=True)
         return
     prompts = [len(assistant.chat_prompt(item.messages, max_new_tokens=2)) for task in tasks for item in task.items]
-    found: dict[str, object] = {
+    result: dict[str, object] = {
         "parameters": sum(parameter.numel() for parameter in assistant.model.parameters()),
         "items": len(prompts),
         "median_prompt_tokens": statistics.median(prompts),
@@ -229,14 +236,18 @@ def main() -> None:
     for end in arguments.ends:
         print(end, flush=True)
         if end == "gold":
-            found[end] = compare(assistant, tasks, gold, turns=arguments.turns, sample=arguments.sample, ours_most=None)
+            result[end] = compare(
+                assistant, tasks, gold, turns=arguments.turns, sample=arguments.sample, ours_most=None
+            )
         else:
             settings = AnswerSettings(max_new_tokens=512, batch_size=arguments.batch_size)
-            found[end] = compare(assistant, tasks, settings, turns=2, sample=1, ours_most=min(arguments.most or 12, 12))
+            result[end] = compare(
+                assistant, tasks, settings, turns=2, sample=1, ours_most=min(arguments.most or 12, 12)
+            )
     memory = [sys.executable, __file__, *sys.argv[1:], "--memory"]
-    result = subprocess.run(memory, capture_output=True, text=True, check=True)
-    found["memory"] = json.loads(result.stdout.strip().splitlines()[-1])
-    print(json.dumps(found, indent=2))
+    child = subprocess.run(memory, capture_output=True, text=True, check=True)
+    result["memory"] = json.loads(child.stdout.strip().splitlines()[-1])
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":
