@@ -33,6 +33,10 @@ class Server(ThreadingHTTPServer):
         self.running = self.most_running = 0
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
+    def server_close(self):
+        self.shutdown()  # a thread that goes on listening on a closed socket takes a core for itself
+        super().server_close()
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
