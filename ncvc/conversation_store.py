@@ -17,11 +17,8 @@ import contextlib
 import hashlib
 import itertools
 import json
-import multiprocessing
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +35,7 @@ from ncvc.conversations import (
     Refusal,
     refused,
 )
-from ncvc.processes import exit_with_parent, without_main_module
+from ncvc.processes import exit_with_parent, in_order
 from ncvc.storage import atomic_directory, check_file, file_record, hash_json, read_manifest, write_manifest
 from ncvc.tokenizer import Tokenizer
 
@@ -337,26 +334,11 @@ def _encoded(
         for batch in itertools.chain(ahead, batches):
             yield _encode(batch, tokenizer, settings)
         return
-    # Never fork: this process may run threads. Other platforms' default is spawn.
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    pool = ProcessPoolExecutor(
-        max_workers=workers,
-        mp_context=multiprocessing.get_context(method),
-        initializer=_start_worker,
-        initargs=(tokenizer, settings),
+    yield from in_order(
+        _encode_in_worker,
+        itertools.chain(ahead, batches),
+        workers=workers,
+        start=_start_worker,
+        start_with=(tokenizer, settings),
+        doing="encoding",
     )
-    under_way: deque[Future[_Encoded]] = deque()
-    try:
-        for batch in itertools.chain(ahead, batches):
-            with without_main_module():
-                under_way.append(pool.submit(_encode_in_worker, batch))
-            if len(under_way) > 2 * workers:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            f"one of data.workers={workers} encoding processes died (killed for memory?); set data.workers lower"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

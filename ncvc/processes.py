@@ -9,7 +9,14 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 
 
 def exit_with_parent() -> None:
@@ -34,3 +41,41 @@ def without_main_module() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+def in_order(
+    function: Callable[[Argument], Result],
+    arguments: Iterable[Argument],
+    *,
+    workers: int,
+    start: Callable[..., None],
+    start_with: tuple[Any, ...],
+    doing: str,
+) -> Generator[Result, None, None]:
+    """``function`` of every argument, in their order, by ``workers`` processes that begin with ``start(*start_with)``.
+
+    Arguments are drawn as places become free, so memory stays flat. Raises ``RuntimeError`` when a process dies.
+    """
+    # Never fork: this process may run threads. Other platforms' default is spawn.
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    pool = ProcessPoolExecutor(
+        max_workers=workers,
+        mp_context=multiprocessing.get_context(method),
+        initializer=start,
+        initargs=start_with,
+    )
+    under_way: deque[Future[Result]] = deque()
+    try:
+        for argument in arguments:
+            with without_main_module():
+                under_way.append(pool.submit(function, argument))
+            if len(under_way) > 2 * workers:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            f"one of data.workers={workers} {doing} processes died (killed for memory?); set data.workers lower"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -17,11 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import multiprocessing
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -33,7 +29,7 @@ from ncvc.corpus.cleaning import Cleaner
 from ncvc.corpus.documents import Document
 from ncvc.corpus.reading.readers import ReadProblem, find_source_files, read_documents, source_fingerprint
 from ncvc.morphology import Analyzer, analyzer_from_identity
-from ncvc.processes import exit_with_parent, without_main_module
+from ncvc.processes import exit_with_parent, in_order
 from ncvc.storage import (
     atomic_directory,
     check_file,
@@ -279,8 +275,9 @@ def _start_worker(cleaner: Cleaner, identity: dict[str, str], files: list[Path])
     _worker = (cleaner, analyzer_from_identity(identity))
 
 
-def _analyse_in_worker(batch: list[Document]) -> _Analysed:
-    return _analyse(batch, *_worker)
+def _analyse_in_worker(batch: tuple[list[Document], int]) -> tuple[_Analysed, int]:
+    documents, position = batch
+    return _analyse(documents, *_worker), position
 
 
 def _analysed(
@@ -292,30 +289,14 @@ def _analysed(
         for batch, position in batches:
             yield _analyse(batch, cleaner, analyzer), position
         return
-    # Never fork: this process may run threads. Other platforms' default is spawn.
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    pool = ProcessPoolExecutor(
-        max_workers=workers,
-        mp_context=multiprocessing.get_context(method),
-        initializer=_start_worker,
-        initargs=(cleaner, identity, [path.absolute() for path in analyzer_files(identity).values()]),
+    yield from in_order(
+        _analyse_in_worker,
+        batches,
+        workers=workers,
+        start=_start_worker,
+        start_with=(cleaner, identity, [path.absolute() for path in analyzer_files(identity).values()]),
+        doing="analysing",
     )
-    under_way: deque[tuple[Future[_Analysed], int]] = deque()
-    try:
-        for batch, position in batches:
-            with without_main_module():
-                under_way.append((pool.submit(_analyse_in_worker, batch), position))
-            if len(under_way) > 2 * workers:
-                future, read = under_way.popleft()
-                yield future.result(), read
-        for future, read in under_way:
-            yield future.result(), read
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            f"one of data.workers={workers} analysing processes died (killed for memory?); set data.workers lower"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 class _RollingWriter:
