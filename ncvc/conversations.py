@@ -11,7 +11,6 @@ Costs the reading of the files. What it does not do: tokenize (see `ncvc.convers
 
 from __future__ import annotations
 
-import json
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -20,17 +19,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ncvc.chat import Message, parse_messages
-from ncvc.corpus.reading.compressed import LongLine, lines, unpacked_blocks
+from ncvc.corpus.reading.json_rows import json_rows
 from ncvc.corpus.reading.problems import (
-    BROKEN_JSON,
     LONE_SURROGATE,
-    LONGEST_ROW_BYTES,
-    ROW_TOO_LONG,
     WRONG_LAYOUT,
-    BadFileError,
-    BadRowError,
     ReadProblem,
-    decode_utf8,
     is_encodable,
     shortened,
 )
@@ -150,9 +143,12 @@ def _exercises(path: Path) -> Iterator[RawConversation | Refusal]:
 
 def _told(problems: deque[ReadProblem]) -> Iterator[Refusal]:
     while problems:
-        problem = problems.popleft()
-        row = problem.file if problem.row is None else f"{problem.file}:{problem.row}"
-        yield Refusal(row, problem.reason, problem.detail)
+        yield _refusal(problems.popleft())
+
+
+def _refusal(problem: ReadProblem) -> Refusal:
+    row = problem.file if problem.row is None else f"{problem.file}:{problem.row}"
+    return Refusal(row, problem.reason, problem.detail)
 
 
 def _messages(source: ConversationSource, path: Path) -> Iterator[RawConversation | Refusal]:
@@ -170,39 +166,20 @@ def _messages(source: ConversationSource, path: Path) -> Iterator[RawConversatio
 
 
 def _messages_of(file: SourceFile) -> Iterator[RawConversation | Refusal]:
-    number = 0
-    blocks = unpacked_blocks(file.path, lambda num_bytes: None, kind=file.kind)
-    try:
-        for number, line in enumerate(lines(blocks, longest=LONGEST_ROW_BYTES), 1):
-            if isinstance(line, LongLine) or line.strip():
-                yield _from_line(line, f"{file.name}:{number}")
-    except BadFileError as bad:
-        yield Refusal(f"{file.name}:{number + 1}", bad.reason, f"{bad.detail}; the {number} rows before are kept")
+    for found in json_rows(file):
+        yield _refusal(found) if isinstance(found, ReadProblem) else _from_row(found[1], f"{file.name}:{found[0]}")
 
 
-def _from_line(line: bytes | LongLine, row: str) -> RawConversation | Refusal:
+def _from_row(fields: Any, row: str) -> RawConversation | Refusal:
+    if not isinstance(fields, dict) or "messages" not in fields:
+        named = isinstance(fields, dict)
+        found = f"an object with {', '.join(map(str, fields)) or 'nothing'}" if named else "no object"
+        return Refusal(row, NO_CONVERSATION, shortened(f'a line is {{"messages": [...]}}, and this is {found}'))
     try:
-        if isinstance(line, LongLine):
-            raise BadRowError(ROW_TOO_LONG, f"a line of {int(line)} bytes, more than {LONGEST_ROW_BYTES}")
-        try:
-            fields = json.loads(decode_utf8(line))
-        except (ValueError, RecursionError) as error:
-            raise BadRowError(BROKEN_JSON, str(error)) from None
-        if not isinstance(fields, dict) or "messages" not in fields:
-            found = (
-                f"an object with {', '.join(map(str, fields)) or 'nothing'}"
-                if isinstance(fields, dict)
-                else "no object"
-            )
-            raise BadRowError(NO_CONVERSATION, f'a line is {{"messages": [...]}}, and this is {found}')
-        messages = fields["messages"]
-        try:
-            parsed = tuple(parse_messages(messages))
-        except ValueError as error:
-            raise BadRowError(NO_CONVERSATION, str(error)) from None
-    except BadRowError as bad:
-        return Refusal(row, bad.reason, bad.detail)
-    return _checked(row, parsed)
+        messages = tuple(parse_messages(fields["messages"]))
+    except ValueError as error:
+        return Refusal(row, NO_CONVERSATION, shortened(str(error)))
+    return _checked(row, messages)
 
 
 def _checked(row: str, messages: tuple[Message, ...], *, group: str = "") -> RawConversation | Refusal:

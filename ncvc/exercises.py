@@ -10,26 +10,20 @@ Costs: 60,000 exercises per second, a line in memory. Does not: judge whether an
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ncvc.chat import Message
-from ncvc.corpus.reading.compressed import LongLine, lines, unpacked_blocks
+from ncvc.corpus.reading.json_rows import json_rows
 from ncvc.corpus.reading.problems import (
-    BROKEN_JSON,
     LONE_SURROGATE,
-    LONGEST_ROW_BYTES,
     NO_TEXT_FIELD,
-    ROW_TOO_LONG,
     UNKNOWN_KIND,
     WRONG_LAYOUT,
-    BadFileError,
     BadRowError,
     ReadProblem,
-    decode_utf8,
     is_encodable,
 )
 from ncvc.corpus.reading.sources import SourceFile, find_source_files
@@ -92,28 +86,18 @@ def conversation_of(exercise: Mapping[str, Any]) -> list[Message]:
 
 
 def _read_file(file: SourceFile, on_problem: Problems) -> Iterator[tuple[str, list[Message]]]:
-    number = 0
-    blocks = unpacked_blocks(file.path, lambda num_bytes: None, kind=file.kind)
-    try:
-        for number, line in enumerate(lines(blocks, longest=LONGEST_ROW_BYTES), start=1):
-            if not isinstance(line, LongLine) and not line.strip():
-                continue
-            try:
-                yield _read_row(line, name=f"{file.name}:{number}")
-            except BadRowError as bad:
-                on_problem(ReadProblem(file.name, number, bad.reason, bad.detail))
-    except BadFileError as bad:
-        kept = f"{bad.detail}; the {number} rows before are kept"
-        on_problem(ReadProblem(file.name, number + 1, bad.reason, kept))
+    for found in json_rows(file):
+        if isinstance(found, ReadProblem):
+            on_problem(found)
+            continue
+        number, row = found
+        try:
+            yield _read_row(row, name=f"{file.name}:{number}")
+        except BadRowError as bad:
+            on_problem(ReadProblem(file.name, number, bad.reason, bad.detail))
 
 
-def _read_row(line: bytes | LongLine, *, name: str) -> tuple[str, list[Message]]:
-    if isinstance(line, LongLine):
-        raise BadRowError(ROW_TOO_LONG, f"a line of {int(line)} bytes, more than {LONGEST_ROW_BYTES}")
-    try:
-        row = json.loads(decode_utf8(line))
-    except (ValueError, RecursionError) as error:
-        raise BadRowError(BROKEN_JSON, str(error)) from None
+def _read_row(row: Any, *, name: str) -> tuple[str, list[Message]]:
     if not isinstance(row, dict) or not isinstance(row.get("exercise"), dict):
         kind = row.get("kind") if isinstance(row, dict) else None
         raise BadRowError(NO_TEXT_FIELD, f"no exercise in it{f', it is a {kind}' if isinstance(kind, str) else ''}")

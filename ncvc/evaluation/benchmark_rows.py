@@ -57,7 +57,7 @@ def read_records(path: Path, *, header: bool = True) -> Records:
             f"{path}: its kind is {path.suffix or 'not named'}; benchmarks are read from {', '.join(KINDS)}."
         )
     data = path.read_bytes()
-    text = _decoded(data, path)
+    text = decoded(data, path)
     read = _json_rows if path.suffix.lower() == ".jsonl" else _csv_rows
     rows: list[Record] = []
     columns: dict[str, None] = {}
@@ -94,7 +94,8 @@ def parse_json(text: str) -> Any:
         raise ValueError("is nested too deep") from error
 
 
-def _decoded(data: bytes, path: Path) -> str:
+def decoded(data: bytes, path: Path) -> str:
+    """The text of a file, read as UTF-8; ``ValueError`` names file and line of UTF-16, NUL and other bytes."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError(f"{path} is UTF-16; convert it to UTF-8.")
     if (place := data.find(b"\0")) >= 0:

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ncvc.evaluation.benchmark_rows import decoded
 from ncvc.evaluation.spans import parse_python_strings
 
 CHOICE_TASKS = ("jmmlu_med", "crade", "rrtnm", "smdis", "jcsts")
@@ -131,7 +132,7 @@ def _nearest(paths: Sequence[Path], folder: Path) -> Path:
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """(line on which it begins, cells by column) of every row."""
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(decoded(path.read_bytes(), path), newline=""), strict=True)
     header: list[str] = []
     while True:
         line = reader.line_num + 1
@@ -153,23 +154,6 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             yield line, dict(zip(header, plain, strict=True))
     if not header:
         raise ValueError(f"{path} is empty; take the file from JMED-LLM again.")
-
-
-def _text(path: Path) -> str:
-    data = path.read_bytes()
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ValueError(f"{path} is UTF-16; convert it to UTF-8.")
-    if (place := data.find(b"\0")) >= 0:
-        raise ValueError(
-            f"{path}, line {data.count(10, 0, place) + 1}: holds a NUL byte; the file is damaged, copy it anew."
-        )
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}, line {data.count(10, 0, error.start) + 1}: is not UTF-8 (byte 0x{data[error.start]:02x}); "
-            "convert the file (from Shift-JIS: iconv -f cp932 -t utf-8)."
-        ) from error
 
 
 def _checked_header(header: list[str], path: Path) -> list[str]:
