@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from peers import arcee_twin
 
 from ncvc.model.generation import Sampling, generate_batch
 from ncvc.model.packed_weights import packed_weights
@@ -42,39 +43,7 @@ def ours(size: str, *, dtype: torch.dtype) -> Transformer:
 
 
 def arcee(source: Transformer) -> torch.nn.Module:
-    from transformers import ArceeConfig, ArceeForCausalLM
-
-    config, dtype = source.config, source.head.weight.dtype
-    settings = ArceeConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        max_position_embeddings=config.context_length,
-        rms_norm_eps=config.norm_epsilon,
-        hidden_act="silu",
-        tie_word_embeddings=False,
-        attn_implementation="sdpa",
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    model = ArceeForCausalLM(settings).to(dtype).eval()
-    with torch.no_grad():
-        model.model.embed_tokens.weight.copy_(source.embedding.weight * config.embedding_multiplier)
-        model.lm_head.weight.copy_(source.head.weight)
-        for target, layer in zip(model.model.layers, source.layers, strict=True):
-            query, key, value = layer.attention.qkv.row_blocks()
-            target.self_attn.q_proj.weight.copy_(query)
-            target.self_attn.k_proj.weight.copy_(key)
-            target.self_attn.v_proj.weight.copy_(value)
-            target.self_attn.o_proj.weight.copy_(layer.attention.output.weight)
-            target.mlp.up_proj.weight.copy_(layer.mlp.up.weight)
-            target.mlp.down_proj.weight.copy_(layer.mlp.down.weight)
-    return model
+    return arcee_twin(source, bos_token_id=None, eos_token_id=None, pad_token_id=0).eval()
 
 
 def theirs(model: torch.nn.Module, prompts: list[list[int]], *, new: int, cache: str) -> list[list[int]]:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from peers import arcee_twin
 
 from ncvc.environment import peak_memory_bytes
 from ncvc.model.optimization import adamw
@@ -62,36 +63,7 @@ def ours(size: str) -> tuple[torch.nn.Module, Callable]:
 
 
 def arcee(size: str) -> tuple[torch.nn.Module, Callable]:
-    from transformers import ArceeConfig, ArceeForCausalLM
-
-    config, source = config_of(size), reference_weights(size)
-    model = ArceeForCausalLM(
-        ArceeConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            max_position_embeddings=LENGTH,
-            rms_norm_eps=config.norm_epsilon,
-            hidden_act="silu",
-            tie_word_embeddings=False,
-            attn_implementation="sdpa",
-        )
-    )
-    with torch.no_grad():
-        model.model.embed_tokens.weight.copy_(source.embedding.weight * config.embedding_multiplier)
-        model.lm_head.weight.copy_(source.head.weight)
-        for target, layer in zip(model.model.layers, source.layers, strict=True):
-            query, key, value = layer.attention.qkv.row_blocks()
-            target.self_attn.q_proj.weight.copy_(query)
-            target.self_attn.k_proj.weight.copy_(key)
-            target.self_attn.v_proj.weight.copy_(value)
-            target.self_attn.o_proj.weight.copy_(layer.attention.output.weight)
-            target.mlp.up_proj.weight.copy_(layer.mlp.up.weight)
-            target.mlp.down_proj.weight.copy_(layer.mlp.down.weight)
+    model = arcee_twin(reference_weights(size))
 
     def loss(ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits = model(input_ids=ids, use_cache=False).logits
