@@ -50,9 +50,10 @@ def evaluate(config: DictConfig, *, texts: dict[str, str] | None = None, command
 
 def main(arguments: list[str]) -> None:
     """Keep free texts from Hydra's grammar and start."""
-    from ncvc.evaluation_settings import plain_texts
+    from ncvc.evaluation_settings import TEXTS
+    from ncvc.settings import plain_texts
 
-    rest, texts = plain_texts(arguments)
+    rest, texts = plain_texts(arguments, names=TEXTS)
     command = shlex.join(["python", "-m", "ncvc.evaluate", *arguments])
 
     def task(config: DictConfig) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -168,15 +168,3 @@ class EvaluateSettings:
             return None
         name = None if self.model in ("last", "null", "") else self.model
         return {**self.teacher, "backend": "openai_compatible", "base_url": self.server, "model": name}
-
-
-def plain_texts(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The arguments without those of ``TEXTS``, and these by name; ``null`` stays an argument where it is allowed."""
-    rest, texts = [], {}
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if equals and name in TEXTS and value != "null":
-            texts[name] = value
-        else:
-            rest.append(argument)
-    return rest, texts

@@ -35,9 +35,10 @@ def generate(config: DictConfig, *, texts: dict[str, str] | None = None) -> Any:
 
 def main(arguments: list[str]) -> None:
     """Keep free texts from Hydra's grammar and start."""
-    from ncvc.generation_settings import plain_texts
+    from ncvc.generation_settings import TEXTS
+    from ncvc.settings import plain_texts
 
-    rest, texts = plain_texts(arguments)
+    rest, texts = plain_texts(arguments, names=TEXTS)
 
     def task(config: DictConfig) -> None:
         generate(config, texts=texts)

@@ -1,14 +1,13 @@
 """The settings of ``python -m ncvc.generate``, checked before a model is opened.
 
-``plain_texts`` takes free text (``prompt=...``) off a command line as it stands: Hydra's grammar has no Japanese
-outside quotation marks, reads commas as a sweep and ``${...}`` as a reference. Knows nothing of Hydra or torch.
+``TEXTS`` are the settings that are taken off the command line as they stand. Knows nothing of Hydra or torch.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
@@ -107,21 +106,6 @@ class GenerateSettings:
         """What decides an answer besides model and prompt."""
         names = ("raw", "system", "max_new_tokens", "temperature", "top_p", "repetition_penalty", "seed", "too_long")
         return {name: getattr(self, name) for name in (*names, "dtype", "options", "choose", "choose_count", "spans")}
-
-
-def plain_texts(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The arguments without those of ``TEXTS``, and the texts of these by name; the last of a name counts.
-
-    ``null`` stays an argument, for there it means that nothing is set.
-    """
-    rest, texts = [], {}
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if equals and name in TEXTS and value != "null":
-            texts[name] = value
-        else:
-            rest.append(argument)
-    return rest, texts
 
 
 def listed(text: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ncvc.command_line import run
 
-_TEXTS = ("scores", "runs", "output")
+TEXTS = ("scores", "runs", "output")
 
 
 def report(config: DictConfig, *, texts: dict[str, str] | None = None) -> Path:
@@ -34,24 +34,14 @@ def report(config: DictConfig, *, texts: dict[str, str] | None = None) -> Path:
     return write_report(settings, tell=partial(print, flush=True))
 
 
-def plain_texts(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The arguments without paths that Hydra's grammar could trip over, and these by name; lists and null stay."""
-    rest, texts = [], {}
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if equals and name in _TEXTS and value != "null" and not value.startswith("["):
-            texts[name] = value
-        else:
-            rest.append(argument)
-    return rest, texts
-
-
 def main(arguments: list[str]) -> None:
     """Turn ``sweep=FOLDER`` into Hydra's argument: ``sweep`` itself is a folder of ``conf/``, so Hydra looks there."""
     given = [
         "sweep_" + text.replace("sweep=", "folder=", 1) if text.startswith("sweep=") else text for text in arguments
     ]
-    rest, texts = plain_texts(given)
+    from ncvc.settings import plain_texts
+
+    rest, texts = plain_texts(given, names=TEXTS, keep_lists=True)
 
     def task(config: DictConfig) -> None:
         report(config, texts=texts)

@@ -9,7 +9,7 @@ import difflib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,3 +92,22 @@ def suggestion(key: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(key, names, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(names)}."
+
+
+def plain_texts(
+    arguments: Sequence[str], *, names: Collection[str], keep_lists: bool = False
+) -> tuple[list[str], dict[str, str]]:
+    """The arguments without ``NAME=TEXT`` of ``names``, and these texts by name; the last of a name counts.
+
+    Hydra's grammar has no Japanese outside quotation marks, reads commas as a sweep and ``${...}`` as a reference, so
+    free texts and paths are taken off the command line as they stand. ``null`` stays an argument, for there it means
+    that nothing is set; with ``keep_lists`` so does what begins with a bracket.
+    """
+    rest, texts = [], {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if equals and name in names and value != "null" and not (keep_lists and value.startswith("[")):
+            texts[name] = value
+        else:
+            rest.append(argument)
+    return rest, texts

@@ -16,7 +16,8 @@ from teacher_server import Server, completion
 from ncvc.evaluate import evaluate
 from ncvc.evaluation.answers import read_answers
 from ncvc.evaluation.sheet import read_scores
-from ncvc.evaluation_settings import EvaluateSettings, plain_texts
+from ncvc.evaluation_settings import TEXTS, EvaluateSettings
+from ncvc.settings import plain_texts
 
 SMALL = ["max_new_tokens=12", "scoring.baselines=false", "scoring.resamples=200"]
 
@@ -158,7 +159,9 @@ def test_a_task_of_ones_own_is_asked_and_scored(run, tmp_path):
 
 
 def test_free_texts_are_kept_from_the_grammar_of_overrides():
-    rest, texts = plain_texts(["model=a,b=c", "server=http://h:1/v1?a={b}", "tasks=[crade]", "score=null", "-m"])
+    rest, texts = plain_texts(
+        ["model=a,b=c", "server=http://h:1/v1?a={b}", "tasks=[crade]", "score=null", "-m"], names=TEXTS
+    )
     assert rest == ["tasks=[crade]", "score=null", "-m"] and set(texts) == {"model", "server"}
 
 

@@ -19,9 +19,10 @@ from test_assistant import write_chat_model
 from ncvc.chat import Message
 from ncvc.config import CONF_DIRECTORY
 from ncvc.generate import generate
-from ncvc.generation_settings import GenerateSettings, listed, plain_texts
+from ncvc.generation_settings import TEXTS, GenerateSettings, listed
 from ncvc.prompt_file import AnswerFile, PromptRow, read_prompts
 from ncvc.resuming import RunStopped
+from ncvc.settings import plain_texts
 from ncvc.terminal_chat import TerminalChat, for_terminal, interruptible
 
 
@@ -140,7 +141,9 @@ def test_all_that_is_wrong_with_the_settings_is_told_at_once():
 
 
 def test_free_texts_are_kept_from_the_grammar_of_overrides():
-    rest, texts = plain_texts(["prompt=a,b=c", "temperature=1", "system=null", "options=[x,y]", "prompt=", "-m"])
+    rest, texts = plain_texts(
+        ["prompt=a,b=c", "temperature=1", "system=null", "options=[x,y]", "prompt=", "-m"], names=TEXTS
+    )
     assert rest == ["temperature=1", "system=null", "-m"] and texts == {"prompt": "", "options": "[x,y]"}
     assert listed("[はい, いいえ]") == ("はい", "いいえ") == listed('["はい", "いいえ"]') == listed("はい,いいえ")
     assert listed('["A, B"]') == ("A, B",)

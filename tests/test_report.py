@@ -16,7 +16,8 @@ from report_world import VERDICT, YEARS, choice_record, event_file, exam_record,
 from ncvc.analysis.score_page import Report, as_html, as_markdown
 from ncvc.analysis.score_report import ReportSettings, write_report
 from ncvc.analysis.score_tables import Row, Table
-from ncvc.report import plain_texts
+from ncvc.report import TEXTS
+from ncvc.settings import plain_texts
 
 
 def written_report(tmp_path, **more):
@@ -121,7 +122,9 @@ def test_one_name_is_a_list_of_one_and_none_is_nothing():
 
 
 def test_paths_are_kept_from_the_grammar_of_overrides_and_lists_are_not():
-    given, texts = plain_texts(["scores=a b/c=d,(e)", "runs=[x,y]", "output=null", "home=h"])
+    given, texts = plain_texts(
+        ["scores=a b/c=d,(e)", "runs=[x,y]", "output=null", "home=h"], names=TEXTS, keep_lists=True
+    )
     assert given == ["runs=[x,y]", "output=null", "home=h"]
     assert texts == {"scores": "a b/c=d,(e)"}
 

@@ -23,7 +23,6 @@ from typing import Protocol
 
 from ncvc.model.assistant import Assistant
 from ncvc.model.generation import Sampling, generate_batch
-from ncvc.model.packed_weights import packed_weights
 from ncvc.serving.answers import StopMatcher
 from ncvc.serving.protocol import Refusal
 from ncvc.serving.settings import ServerSettings
@@ -221,9 +220,8 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            with packed_weights(self._assistant.model):  # once, and not for every batch
-                while batch := self._next_batch():
-                    self._serve(batch)
+            while batch := self._next_batch():
+                self._serve(batch)
         finally:
             self.close()
 
